@@ -1,0 +1,203 @@
+"""RayRunner: a pool of Ray actors that build their work once; bounded in flight, retried elsewhere.
+
+Small on purpose: placement, processes and transport are Ray's. ray.util.ActorPool loses the items
+of an actor that dies, so the book of what is in flight is kept here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class RunnerError(RuntimeError):
+    """Ray could not be started, or an item's workers died again and again."""
+
+
+@dataclass(frozen=True)
+class RayRunner:
+    """Maps over Ray actors on this machine, or on the cluster at `address`.
+
+    Nothing is started until the first item is there. A Ray that is already initialised is used as
+    it is; one that this runner started is shut down when the map ends.
+    """
+
+    workers: int | None = None
+    """Actors; None takes one for each CPU (GPU, when num_gpus is set) that Ray has."""
+    num_cpus: float = 1
+    """CPUs for each actor."""
+    num_gpus: float = 0
+    """GPUs for each actor; fractions share one."""
+    address: str | None = None
+    """A running cluster's address; None starts Ray here."""
+    in_flight: int = 2
+    """Items given to an actor at once: one in work and one waiting."""
+    attempts: int = 3
+    """How often an item is tried when its worker dies."""
+
+    def map(
+        self, build: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
+    ) -> Iterator[Result]:
+        """Results as they are ready. Raises RunnerError, or what the work raised."""
+        queue = iter(items)
+        first = next(queue, None)
+        if first is None:
+            return
+        ray, started = self._connect()
+        pool = _Pool[Item, Result](self, ray, build)
+        try:
+            yield from pool.run(first, queue)
+        finally:
+            pool.close()
+            if started:
+                ray.shutdown()
+
+    def _connect(self) -> tuple[Any, bool]:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # The present meaning of "no GPUs asked for"; without it every start prints a warning.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            import ray
+        except ImportError as error:
+            raise RunnerError("ray is not installed; install it, or use LocalRunner()") from error
+        if ray.is_initialized():
+            return ray, False
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if self.address is not None:
+            options["address"] = self.address
+        else:
+            options |= {"num_cpus": self._cpus(), "include_dashboard": False, "address": "local"}
+        try:
+            ray.init(**options)
+        except Exception as error:
+            where = f"at {self.address}" if self.address else "on this machine"
+            raise RunnerError(
+                f"Ray could not be started {where}: {error}. Check the address and that the cluster "
+                "runs the same Ray and Python versions, or use LocalRunner(), which needs no Ray"
+            ) from error
+        return ray, True
+
+    def _cpus(self) -> int:
+        here = len(os.sched_getaffinity(0))
+        return max(here, int((self.workers or 1) * self.num_cpus))
+
+
+def _size(runner: RayRunner, resources: dict[str, float]) -> int:
+    if runner.workers is not None:
+        return max(runner.workers, 1)
+    if runner.num_gpus:
+        return max(int(resources.get("GPU", 0) / runner.num_gpus), 1)
+    return max(int(resources.get("CPU", 1) / max(runner.num_cpus, 0.001)), 1)
+
+
+class _Worker:
+    """The actor: built once, then asked again and again."""
+
+    def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
+        self._work = build()
+
+    def work(self, item: Any) -> Any:
+        return self._work(item)
+
+
+@dataclass
+class _Entry(Generic[Item]):
+    """An item and how often it was tried."""
+
+    item: Item
+    attempts: int = 0
+
+
+@dataclass
+class _Pool(Generic[Item, Result]):
+    """Actors and what each of them has in hand."""
+
+    runner: RayRunner
+    ray: Any
+    build: Callable[[], Callable[[Item], Result]]
+    actors: list[Any] = field(default_factory=list)
+    flying: dict[Any, tuple[_Entry[Item], Any]] = field(default_factory=dict)
+    again: list[_Entry[Item]] = field(default_factory=list)
+
+    def run(self, first: Item, queue: Iterator[Item]) -> Iterator[Result]:
+        size = _size(self.runner, self.ray.cluster_resources())
+        # Put once: large arrays inside are shared by all workers of a node, not copied for each.
+        shared = self.ray.put(self.build)
+        waiting: list[Item] = [first]
+        while True:
+            self._fill(waiting, queue, size, shared)
+            if not self.flying:
+                return
+            (ready,), _ = self.ray.wait(list(self.flying), num_returns=1)
+            entry, actor = self.flying.pop(ready)
+            try:
+                result = self.ray.get(ready)
+            except self.ray.exceptions.RayTaskError as error:
+                raise (error.cause if isinstance(error.cause, Exception) else error) from error
+            except self.ray.exceptions.RayActorError as error:
+                self._lost(actor, entry, error)
+                continue
+            yield result
+
+    def _fill(self, waiting: list[Item], queue: Iterator[Item], size: int, shared: Any) -> None:
+        """Give every actor up to `in_flight` items, those of dead workers first."""
+        while True:
+            loads = {id(a): 0 for a in self.actors}
+            for _, actor in self.flying.values():
+                loads[id(actor)] += 1
+            free = [a for a in self.actors if loads[id(a)] < self.runner.in_flight]
+            idle = [a for a in free if loads[id(a)] == 0]
+            grow = not idle and len(self.actors) < size
+            if not free and not grow:
+                return
+            entry = self._next(waiting, queue)
+            if entry is None:
+                return
+            if grow:
+                self.actors.append(self._start(shared))
+                target = self.actors[-1]
+            else:
+                target = min(free, key=lambda a: loads[id(a)])
+            entry.attempts += 1
+            self.flying[target.work.remote(entry.item)] = (entry, target)
+
+    def _next(self, waiting: list[Item], queue: Iterator[Item]) -> _Entry[Item] | None:
+        if self.again:
+            return self.again.pop()
+        if waiting:
+            return _Entry(waiting.pop())
+        for item in queue:
+            return _Entry(item)
+        return None
+
+    def _start(self, shared: Any) -> Any:
+        remote = self.ray.remote(num_cpus=self.runner.num_cpus, num_gpus=self.runner.num_gpus)
+        return remote(_Worker).options(max_restarts=0).remote(shared)
+
+    def _lost(self, actor: Any, entry: _Entry[Item], error: Exception) -> None:
+        """Forget a dead actor; its item goes to another one, unless it has died too often."""
+        cause = getattr(error, "cause", None) or error
+        if isinstance(error, self.ray.exceptions.ActorDiedError) and _failed_to_build(error):
+            raise RunnerError(f"a worker could not be built: {cause}") from error
+        self.actors = [a for a in self.actors if a is not actor]
+        if entry.attempts >= self.runner.attempts:
+            raise RunnerError(
+                f"{entry.item} was tried {entry.attempts} times and its worker died each time: {cause}. "
+                "Most often the machine runs out of memory: use fewer workers or a smaller batch. What "
+                "was finished is kept; run again to go on"
+            ) from error
+        self.again.append(entry)
+
+    def close(self) -> None:
+        for actor in self.actors:
+            self.ray.kill(actor)
+        self.actors.clear()
+
+
+def _failed_to_build(error: Exception) -> bool:
+    return "creation task" in str(error) or "__init__" in str(error)

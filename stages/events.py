@@ -1,0 +1,63 @@
+"""What teaching and training say while they run; pass a function that takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TeachStarted:
+    """Rows will be computed; `resumed` of them were already stored by a run that was cut off."""
+
+    teacher: str
+    rows: int
+    resumed: int
+    why: str
+
+
+@dataclass(frozen=True)
+class RowsTaught:
+    """A shard is stored."""
+
+    teacher: str
+    rows: int
+    bytes: int
+    teacher_seconds: float
+
+
+@dataclass(frozen=True)
+class TeachFinished:
+    """A snapshot serves every row; `rows` were computed now (none when all was fresh)."""
+
+    teacher: str
+    rows: int
+    snapshot: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainStarted:
+    """`students` will be trained, `fresh` are as recorded."""
+
+    students: int
+    fresh: int
+
+
+@dataclass(frozen=True)
+class StudentTrained:
+    """A student is trained, evaluated and recorded."""
+
+    name: str
+    seed: int
+    seconds: float
+    metrics: dict[str, Any]
+
+
+Event = TeachStarted | RowsTaught | TeachFinished | TrainStarted | StudentTrained
+Listen = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The listener that hears nothing."""

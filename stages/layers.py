@@ -1,0 +1,76 @@
+"""Read a module's output and inner layers by name, in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from stillroom.storage.errors import UnknownSignalError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class LayerTaps:
+    """Forward hooks on named modules: `run` returns what each of them gave.
+
+    A place is a module's name as torch spells it ("" is the whole module), with `:key` behind it
+    where the output is a dict, a tuple or an object with attributes.
+    """
+
+    def __init__(self, module: nn.Module, places: Mapping[str, str], owner: str) -> None:
+        """UnknownSignalError names a module that is not there and the nearest."""
+        self._module, self._owner = module, owner
+        self._keys = {name: place.partition(":")[::2] for name, place in places.items()}
+        modules = dict(module.named_modules())
+        for layer, _ in self._keys.values():
+            if layer not in modules:
+                known = [name for name in modules if name]
+                raise UnknownSignalError(f"{owner} has no layer {layer!r}; {nearest(layer, known)}")
+        self._tapped = {layer: modules[layer] for layer, _ in self._keys.values() if layer}
+
+    def run(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+        """One forward pass; {name: tensor} for every place."""
+        given: dict[str, Any] = {}
+
+        def keep(layer: str) -> Any:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                given[layer] = output
+
+            return hook
+
+        # Set and removed around each pass: the module may be the caller's own, and stays as it was.
+        hooks = [m.register_forward_hook(keep(layer)) for layer, m in self._tapped.items()]
+        try:
+            given[""] = self._module(*arguments, **named)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {name: self._pick(given, name, *place) for name, place in self._keys.items()}
+
+    def _pick(self, given: Mapping[str, Any], name: str, layer: str, key: str) -> Any:
+        if layer not in given:
+            raise UnknownSignalError(
+                f"{self._owner}: layer {layer!r}, read for {name!r}, did not run in the forward pass"
+            )
+        output = given[layer]
+        if key:
+            try:
+                if isinstance(output, Mapping):
+                    output = output[key]
+                else:
+                    output = output[int(key)] if key.isdigit() else getattr(output, key)
+            except (KeyError, IndexError, AttributeError):
+                known = output if isinstance(output, Mapping) else vars(output)
+                raise UnknownSignalError(
+                    f"{self._owner}: the output of layer {layer!r} has no {key!r}; "
+                    f"{nearest(key, [str(k) for k in known])}"
+                ) from None
+        if not hasattr(output, "detach"):
+            kind = type(output).__name__
+            inside = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+            raise UnknownSignalError(
+                f"{self._owner}: layer {layer!r} gives a {kind}{inside}, not a tensor; "
+                f"pick one as '{layer}:key' for {name!r}"
+            )
+        return output

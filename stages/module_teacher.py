@@ -1,0 +1,149 @@
+"""An nn.Module as a teacher: its output and any inner layer, by forward hook, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stillroom.stages.layers import LayerTaps
+from stillroom.stages.rows import Batch
+from stillroom.stages.teacher import Answer
+from stillroom.stages.weights import file_weights, load_state, tensor_weights
+from stillroom.storage.code import code_identity
+from stillroom.storage.errors import SignalError
+from stillroom.storage.segment import Ask
+from stillroom.storage.signal import Values
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class ModuleTeacher:
+    """A torch module whose answers are cached.
+
+    `layers` maps a signal to the module it is read from, by torch's own name ("" is the whole
+    module); `name:key` picks an entry of a dict, tuple or output object. The module is put in eval
+    mode and runs in inference mode.
+    """
+
+    name: str
+    """Names the teacher's segments."""
+    module: nn.Module | Callable[[], nn.Module]
+    """The module, or a module-level function (or partial) that builds it."""
+    weights: str | Path | None = None
+    """A state dict to load (.safetensors, or what torch.save wrote); None keeps the built ones."""
+    inputs: Sequence[str] = ("image",)
+    """Columns of the data set, passed as tensors in this order."""
+    layers: Mapping[str, str] = field(default_factory=lambda: {"logits": ""})
+    """Module name by signal."""
+    encodings: Mapping[str, str] = field(default_factory=dict)
+    """Encoding by signal; raw where none is named."""
+    prepare: Callable[..., Any] | None = None
+    """columns by name -> the module's argument, a tuple or a dict of them (preprocessing)."""
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Below float32 the module runs under autocast."""
+    device: str = "auto"
+    """"auto" takes a GPU where the worker has one. Not part of the identity."""
+    threads: int = 1
+    """CPU threads inside one worker; fixed, because it can change the last bits of a sum."""
+
+    def asks(self) -> Mapping[str, Ask]:
+        """Every signal, with its layer as the source."""
+        for name in self.encodings:
+            if name not in self.layers:
+                raise SignalError(
+                    f"encoding for {name!r}, which teacher {self.name!r} does not give"
+                )
+        return {n: Ask(self.encodings.get(n, "raw"), layer) for n, layer in self.layers.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """Weights tensor by tensor, code, preprocessing, precision and torch's version."""
+        import importlib.metadata
+
+        return {
+            "kind": "module",
+            "weights": self._weights(),
+            "code": self._code(),
+            "prepare": None if self.prepare is None else code_identity(self.prepare),
+            "inputs": list(self.inputs),
+            "precision": self.precision,
+            "libraries": {"torch": importlib.metadata.version("torch").split("+")[0]},
+        }
+
+    def _weights(self) -> dict[str, str]:
+        if self.weights is not None:
+            return file_weights(Path(self.weights))
+        return tensor_weights(self._built().state_dict())
+
+    def _code(self) -> Any:
+        if hasattr(self.module, "state_dict"):
+            kinds = sorted({type(m) for m in self.module.modules()}, key=lambda k: k.__qualname__)
+            return {"structure": repr(self.module), "kinds": [code_identity(k) for k in kinds]}
+        return code_identity(self.module)
+
+    def _built(self) -> nn.Module:
+        return self.module if hasattr(self.module, "state_dict") else self.module()
+
+    def load(self) -> Answer:
+        """Build the module, load the weights, place it and set the hooks."""
+        import torch
+
+        module = self._built()
+        if self.weights is not None:
+            module.load_state_dict(load_state(Path(self.weights)))
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        module = module.to(device).eval()
+        return _Loaded(self, module, torch.device(device))
+
+
+class _Loaded:
+    """A module on its device with its hooks set."""
+
+    def __init__(self, teacher: ModuleTeacher, module: nn.Module, device: Any) -> None:
+        self._teacher, self._module, self._device = teacher, module, device
+        self._taps = LayerTaps(module, teacher.layers, f"teacher {teacher.name!r}")
+
+    def __call__(self, batch: Batch) -> dict[str, Values]:
+        import torch
+
+        teacher = self._teacher
+        before = torch.get_num_threads()
+        torch.set_num_threads(teacher.threads)
+        try:
+            narrow = teacher.precision != "float32"
+            autocast = torch.autocast(
+                self._device.type, getattr(torch, teacher.precision) if narrow else None, narrow
+            )
+            with torch.inference_mode(), autocast:
+                outputs = self._taps.run(*self._arguments(batch))
+                return {name: _to_array(tensor) for name, tensor in outputs.items()}
+        finally:
+            torch.set_num_threads(before)
+
+    def _arguments(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        import torch
+
+        def place(value: Any) -> Any:
+            return value.to(self._device) if hasattr(value, "to") else value
+
+        tensors = {n: torch.as_tensor(batch[n]) for n in batch if not isinstance(batch[n], list)}
+        columns = {**batch, **tensors}
+        if self._teacher.prepare is None:
+            return tuple(place(columns[name]) for name in self._teacher.inputs), {}
+        given = self._teacher.prepare(**{name: columns[name] for name in self._teacher.inputs})
+        if isinstance(given, Mapping):
+            return (), {name: place(value) for name, value in given.items()}
+        given = given if isinstance(given, tuple) else (given,)
+        return tuple(place(value) for value in given), {}
+
+
+def _to_array(tensor: Any) -> Values:
+    if tensor.is_floating_point() and tensor.element_size() < 4:
+        tensor = tensor.float()  # numpy has no bfloat16; float32 holds both half formats exactly
+    array: Values = tensor.cpu().numpy()
+    return array

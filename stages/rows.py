@@ -1,0 +1,181 @@
+"""Rows: a data set with a stable key for every row, and a hash of every row's content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+from stillroom.storage.errors import RowsError, nearest
+from stillroom.storage.keys import KeyList, as_keys, check_unique
+from stillroom.storage.segment import Hashes
+
+Int64s = NDArray[np.int64]
+Column = NDArray[Any] | list[str]
+"""A column of a batch: (n, ...) array, or n texts."""
+Batch = dict[str, Column]
+
+
+class Rows(Protocol):
+    """What a data set must offer to be taught from and trained on."""
+
+    @property
+    def keys(self) -> pa.Array:
+        """One unique key per row, Arrow int64 or large_string, that names the row for ever."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+
+    def read(self, places: Int64s, columns: Sequence[str]) -> Batch:
+        """The rows at these places, in that order."""
+
+    def hashes(self, columns: Sequence[str]) -> Hashes:
+        """(rows,) items of 16 bytes: the hash of each row's content in these columns."""
+
+    def fingerprint(self, columns: Sequence[str]) -> str:
+        """Hexadecimal hash of all keys and of these columns; equal only for equal data sets."""
+
+
+class ArrayRows:
+    """Columns in memory: numpy arrays, torch tensors on the CPU, or lists of texts.
+
+    >>> rows = ArrayRows(["a", "b"], image=np.zeros((2, 28, 28)), label=np.array([3, 1]))
+    >>> rows.read(np.array([1]), ["label"])
+    {'label': array([1])}
+    """
+
+    def __init__(self, keys: KeyList, /, **columns: Any) -> None:
+        """Keys must be unique and one per row (RowsError); columns share their first axis."""
+        self.keys: pa.Array = as_keys(keys)
+        check_unique(self.keys)
+        if not columns:
+            raise RowsError("a data set needs at least one column: ArrayRows(keys, image=...)")
+        self._columns = {name: _as_column(name, value) for name, value in columns.items()}
+        for name, column in self._columns.items():
+            if len(column) != len(self.keys):
+                raise RowsError(
+                    f"column {name!r} has {len(column):,} rows, there are {len(self.keys):,} keys; "
+                    "every row needs exactly one key"
+                )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return tuple(self._columns)
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.keys)
+
+    def read(self, places: Int64s, columns: Sequence[str]) -> Batch:
+        """The rows at these places: copies, in that order."""
+        batch: Batch = {}
+        for name in columns:
+            column = self._column(name)
+            if isinstance(column, pa.Array):
+                batch[name] = column.take(pa.array(places)).to_pylist()
+            else:
+                batch[name] = column[places]
+        return batch
+
+    def hashes(self, columns: Sequence[str]) -> Hashes:
+        """xxh3_128 of each row: of a column's bytes, of the columns' hashes where several."""
+        each = [_row_hashes(name, self._column(name)) for name in sorted(columns)]
+        if len(each) == 1:
+            return each[0]
+        joined = np.stack([h.view(np.uint8).reshape(-1, 16) for h in each], axis=1)
+        return _row_hashes("+".join(sorted(columns)), joined)
+
+    def fingerprint(self, columns: Sequence[str]) -> str:
+        """xxh3_128 over whole columns: gigabytes a second, so an unchanged data set costs little."""
+        hasher = xxhash.xxh3_128()
+        for name, column in [("", self.keys), *((n, self._column(n)) for n in sorted(columns))]:
+            hasher.update(f"{name}|{_kind(column)}|{len(column)}|".encode())
+            if isinstance(column, np.ndarray):
+                hasher.update(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data)
+            else:
+                for buffer in pa.concat_arrays([column]).buffers():
+                    if buffer is not None:
+                        hasher.update(buffer)
+        return hasher.hexdigest()
+
+    def _column(self, name: str) -> Any:
+        if name not in self._columns:
+            raise RowsError(f"the data set has no column {name!r}; {nearest(name, self._columns)}")
+        return self._columns[name]
+
+
+def require_columns(rows: Rows, columns: Sequence[str], who: str) -> None:
+    """RowsError when the data set lacks a column that `who` reads."""
+    for name in columns:
+        if name not in rows.columns:
+            raise RowsError(
+                f"{who} reads column {name!r}, which the data set lacks; {nearest(name, rows.columns)}"
+            )
+
+
+def _as_column(name: str, value: Any) -> NDArray[Any] | pa.Array:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, pa.ChunkedArray):
+        value = value.combine_chunks()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
+        value = value.tolist()
+    if isinstance(value, pa.Array) or (isinstance(value, list) and isinstance(value[0:1], list)):
+        if not isinstance(value, pa.Array) and not all(isinstance(v, str) for v in value):
+            return _as_array(name, value)
+        try:
+            texts = pa.array(value).cast(pa.large_string())
+        except (pa.ArrowException, TypeError) as error:
+            raise RowsError(f"column {name!r} is no column of texts: {error}") from error
+        if texts.null_count:
+            raise RowsError(f"column {name!r} has {texts.null_count:,} missing texts")
+        return texts
+    return _as_array(name, value)
+
+
+def _as_array(name: str, value: Any) -> NDArray[Any]:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise RowsError(f"column {name!r}: rows of different shapes ({error})") from error
+    if array.ndim == 0 or array.dtype.kind not in "biuf":
+        raise RowsError(
+            f"column {name!r} is {array.dtype} of shape {array.shape}; expected numbers or texts with "
+            "one entry per row"
+        )
+    return array
+
+
+def _kind(column: Any) -> str:
+    if isinstance(column, np.ndarray):
+        return f"{column.dtype.str}{column.shape[1:]}"
+    return str(column.type)
+
+
+def _row_hashes(name: str, column: Any) -> Hashes:
+    # Name, dtype and shape enter as the seed: the same bytes of another kind are another row.
+    seed = xxhash.xxh64_intdigest(f"{name}|{_kind(column)}".encode())
+    one = xxhash.xxh3_128_digest
+    if isinstance(column, np.ndarray):
+        flat = np.ascontiguousarray(column).reshape(-1).view(np.uint8).data
+        size = len(flat) // max(len(column), 1)
+        digests = [one(flat[i : i + size], seed) for i in range(0, len(flat), size)]
+    else:
+        digests = [one(text.encode(), seed) for text in column.to_pylist()]
+    return np.frombuffer(b"".join(digests), "V16")
+
+
+def column_shapes(batch: Mapping[str, Column]) -> str:
+    """The shapes of a batch, for messages."""
+    return ", ".join(
+        f"{name} {c.shape} {c.dtype}" if isinstance(c, np.ndarray) else f"{name} {len(c)} texts"
+        for name, c in batch.items()
+    )

@@ -1,0 +1,184 @@
+"""One worker's part of teaching: build the teacher once, then answer and store shard after shard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from stillroom.stages.rows import Rows, column_shapes
+from stillroom.stages.teacher import Teacher
+from stillroom.storage.errors import SignalError, listed, nearest
+from stillroom.storage.files import write_json
+from stillroom.storage.ragged import Ragged
+from stillroom.storage.segment import Draft, Shard
+from stillroom.storage.signal import Signal, Values
+
+_MEASURED_ROWS = 256
+"""Rows of each shard on which the encoding's error is measured."""
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard to compute, and the places of its rows in the data set."""
+
+    shard: Shard
+    places: NDArray[np.int64]
+
+    def __str__(self) -> str:
+        """For messages."""
+        return f"shard {self.shard.index} (slots {self.shard.start} to {self.shard.stop})"
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """What a worker says about a finished shard."""
+
+    shard: int
+    rows: int
+    bytes: int
+    seconds: float
+    """Everything: reading, answering, encoding, writing."""
+    teacher_seconds: float
+    """Inside the teacher alone."""
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """Builds a worker; small enough to be sent to one."""
+
+    teacher: Teacher
+    rows: Rows
+    draft: Path
+    batch_size: int
+
+    def __call__(self) -> ShardWorker:
+        """Load the teacher in this process."""
+        return ShardWorker(self)
+
+
+class ShardWorker:
+    """A loaded teacher that turns shards of rows into stored shards."""
+
+    def __init__(self, work: ShardWork) -> None:
+        """Load the teacher and open the draft."""
+        self._work = work
+        self._draft = Draft(work.draft)
+        self._answer = work.teacher.load()
+
+    def __call__(self, task: ShardTask) -> ShardDone:
+        """Compute and store one shard; a shard that already has its receipt is left alone."""
+        started = time.perf_counter()
+        shard, teacher_seconds = task.shard, 0.0
+        if self._draft.receipt(shard.index) is not None:
+            return ShardDone(shard.index, 0, 0, 0.0, 0.0)
+        pieces: dict[str, list[Values]] = {name: [] for name in self._draft.asked}
+        for start in range(0, len(task.places), self._work.batch_size):
+            places = task.places[start : start + self._work.batch_size]
+            batch = self._work.rows.read(places, self._work.teacher.inputs)
+            before = time.perf_counter()
+            answered = self._answer(batch)
+            teacher_seconds += time.perf_counter() - before
+            for name, values in self._checked(answered, places, column_shapes(batch)).items():
+                pieces[name].append(values)
+        joined = {name: self._joined(name, values) for name, values in pieces.items()}
+        receipt = self._draft.write(shard, joined, self._errors(joined))
+        stored = {f["path"]: f["bytes"] for s in receipt["signals"].values() for f in s["files"]}
+        seconds = time.perf_counter() - started
+        done = ShardDone(
+            shard.index, len(task.places), sum(stored.values()), seconds, teacher_seconds
+        )
+        cost = {"rows": done.rows, "seconds": seconds, "teacher_seconds": teacher_seconds}
+        write_json(self._draft.path / "made" / f"{shard.index:05d}.json", cost)
+        return done
+
+    def _checked(
+        self, answered: Mapping[str, Any], places: NDArray[np.int64], given: str
+    ) -> dict[str, Values]:
+        """The asked signals of one batch; SignalError when one cannot be stored."""
+        who = f"teacher {self._work.teacher.name!r}"
+        if not isinstance(answered, Mapping):
+            raise SignalError(
+                f"{who} returned a {type(answered).__name__}; expected {{signal: rows}}"
+            )
+        checked: dict[str, Values] = {}
+        for name in self._draft.asked:
+            if name not in answered:
+                raise SignalError(f"{who} gave no signal {name!r}; {nearest(name, answered)}")
+            values = _as_values(answered[name])
+            if len(values) != len(places):
+                raise SignalError(
+                    f"{who}, signal {name!r}: {len(values):,} rows came back for {len(places):,} rows "
+                    f"({given}); every row needs exactly one answer"
+                )
+            self._require_finite(who, name, values, places)
+            checked[name] = values
+        return checked
+
+    def _require_finite(
+        self, who: str, name: str, values: Values, places: NDArray[np.int64]
+    ) -> None:
+        if isinstance(values, list):
+            return
+        array = values.values if isinstance(values, Ragged) else values
+        if array.dtype.kind != "f" or np.isfinite(array).all():
+            return
+        wrong = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+        if isinstance(values, Ragged):
+            wrong = np.unique(np.searchsorted(values.offsets, wrong, side="right") - 1)
+        keys = [self._work.rows.keys[int(p)].as_py() for p in places[wrong]]
+        raise SignalError(
+            f"{who}, signal {name!r}: NaN or infinity for {len(keys):,} of {len(places):,} rows of a "
+            f"batch: {listed(map(repr, keys))}. Nothing of this shard was stored; mend the rows or the "
+            "teacher's precision and run again"
+        )
+
+    def _joined(self, name: str, pieces: list[Values]) -> Values:
+        """One shard's values from those of its batches; SignalError when batches disagree."""
+        signals = [Signal.of(name, values) for values in pieces]
+        for signal in signals[1:]:
+            if change := signals[0].differs(signal):
+                raise SignalError(
+                    f"teacher {self._work.teacher.name!r}, signal {name!r}: {change} from one batch to "
+                    "the next. Every row needs one shape and dtype; return a list of arrays where rows "
+                    "differ in length"
+                )
+        if all(isinstance(values, np.ndarray) for values in pieces):
+            return np.concatenate([v for v in pieces if isinstance(v, np.ndarray)])
+        if all(isinstance(values, list) for values in pieces):
+            return [text for values in pieces if isinstance(values, list) for text in values]
+        return Ragged.of([row for values in pieces if isinstance(values, Ragged) for row in values])
+
+    def _errors(self, joined: Mapping[str, Values]) -> dict[str, dict[str, float]]:
+        """What each encoding loses, measured on the first rows of the shard."""
+        measured = {}
+        for name, values in joined.items():
+            signal = Signal.of(name, values, self._draft.asked[name].encoding)
+            if isinstance(values, list) or signal.encoding == "raw":
+                continue
+            some = (values.values if isinstance(values, Ragged) else values)[:_MEASURED_ROWS]
+            coded = signal.coding.encode(some)
+            decoded = signal.coding.decode(coded, signal.inner_shape)
+            measured[name] = signal.coding.error(some, decoded)
+        return measured
+
+
+def _as_values(given: Any) -> Values:
+    """Arrays and tensors as numpy, lists of arrays as Ragged, lists of texts as they are."""
+    if isinstance(given, Ragged | np.ndarray):
+        return given
+    if hasattr(given, "detach"):
+        array: NDArray[Any] = given.detach().cpu().numpy()
+        return array
+    if isinstance(given, list) and all(isinstance(item, str) for item in given):
+        return given
+    if isinstance(given, list | tuple):
+        return Ragged.of([np.asarray(item) for item in given])
+    raise SignalError(
+        f"a signal came back as {type(given).__name__}; expected an array with one row per row, a "
+        "list of arrays (rows of different lengths), or a list of texts"
+    )

@@ -1,0 +1,79 @@
+"""Teachers: anything that answers batches and has an identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from stillroom.stages.rows import Batch
+from stillroom.storage.code import code_identity
+from stillroom.storage.segment import Ask
+from stillroom.storage.signal import Values
+
+Answer = Callable[[Batch], Mapping[str, Values]]
+"""A loaded teacher: a batch of n rows in, n rows of every signal out."""
+
+
+class Teacher(Protocol):
+    """Light until loaded: it is described, identified and sent to workers without its weights."""
+
+    @property
+    def name(self) -> str:
+        """Names the teacher's segments: letters, digits, _ and -."""
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """The data set's columns that it reads; only these decide whether a row changed."""
+
+    def asks(self) -> Mapping[str, Ask]:
+        """The signals it gives, how each is encoded and what it is taken from."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides its numbers, as plain JSON; never a path or a batch size."""
+
+    def load(self) -> Answer:
+        """Build it, in the process that will run it."""
+
+
+@dataclass(frozen=True)
+class FunctionTeacher:
+    """A plain function as a teacher: `answer(**columns) -> {signal: rows}`.
+
+    >>> def parity(number):
+    ...     return {"odd": (number % 2).astype("float32")}
+    >>> FunctionTeacher("parity", parity, inputs=("number",), signals=("odd",)).inputs
+    ('number',)
+    """
+
+    name: str
+    """Names the teacher's segments."""
+    answer: Callable[..., Mapping[str, Values]]
+    """A module-level function (its code is part of the identity), or a partial of one."""
+    inputs: Sequence[str]
+    """Columns passed to it by name."""
+    signals: Sequence[str]
+    """The names it returns."""
+    encodings: Mapping[str, str] = field(default_factory=dict)
+    """Encoding by signal; raw where none is named."""
+    version: str = ""
+    """Enters the identity: change it when the answer changes for a reason that code does not show."""
+
+    def asks(self) -> Mapping[str, Ask]:
+        """Every signal by name."""
+        return {name: Ask(self.encodings.get(name, "raw"), "") for name in self.signals}
+
+    def identity(self) -> dict[str, Any]:
+        """The function's code, the version and numpy's version."""
+        return {
+            "kind": "function",
+            "code": code_identity(self.answer),
+            "inputs": list(self.inputs),
+            "version": self.version,
+            "libraries": {"numpy": np.__version__},
+        }
+
+    def load(self) -> Answer:
+        """The function over a batch's columns."""
+        return lambda batch: self.answer(**batch)

@@ -1,0 +1,131 @@
+"""Teach: run a teacher once over the rows that the cache cannot answer for, and keep its answers."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
+
+import numpy as np
+from stillroom.stages.events import Listen, RowsTaught, TeachFinished, TeachStarted, ignore
+from stillroom.stages.rows import Rows
+from stillroom.stages.shard_work import ShardTask, ShardWork
+from stillroom.stages.teach_plan import TeachPlan, TeachState, Work
+from stillroom.stages.teacher import Teacher
+from stillroom.storage.cache import Cache
+from stillroom.storage.errors import RowsError
+from stillroom.storage.keys import KeyIndex
+from stillroom.storage.segment import Draft
+from stillroom.storage.serving import Content
+from stillroom.storage.snapshot import Snapshot
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Mapper(Protocol):
+    """What teaching and training need of a runner (LocalRunner and RayRunner have it)."""
+
+    def map(
+        self, build: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
+    ) -> Iterator[Result]:
+        """Call `build()` once in each worker, then what it made on every item; results as ready."""
+
+
+def plan_teach(cache: Cache, rows: Rows, teacher: Teacher) -> TeachPlan:
+    """What `teach` would compute and why, without loading the teacher or writing anything."""
+    return TeachState(cache, rows, teacher).plan()
+
+
+def teach(
+    cache: Cache,
+    rows: Rows,
+    teacher: Teacher,
+    *,
+    runner: Mapper,
+    batch_size: int = 256,
+    shard_rows: int = 4096,
+    listen: Listen = ignore,
+) -> Snapshot:
+    """Make the cache answer for every row of the data set, and return the snapshot that does.
+
+    Only rows whose key and content no stored slot serves are computed; with nothing to compute the
+    teacher is not loaded and nothing is written. A run that was cut off is continued: its finished
+    shards are kept. Batches never cross the border of a shard, so the number of workers and the
+    order in which shards finish do not change a byte.
+
+    Raises SignalError for an answer that cannot be stored, StoreFullError, StorePermissionError,
+    BusyError when another process is teaching into this cache; what was stored stays.
+    """
+    if len(rows) == 0:
+        raise RowsError("the data set has no rows; there is nothing to teach")
+    if batch_size < 1 or shard_rows < 1:
+        raise ValueError(f"batch_size and shard_rows must be positive: {batch_size}, {shard_rows}")
+    started = time.perf_counter()
+    state = TeachState(cache, rows, teacher)
+    if (snapshot := state.fresh()) is not None:
+        listen(TeachFinished(teacher.name, 0, snapshot.number, time.perf_counter() - started))
+        return snapshot
+    with cache.writing():
+        _keep_cut_off_work(state)
+        segments = cache.segments()
+        plan = state.plan()
+        for work in plan.work:
+            draft = _draft(state, work, shard_rows)
+            _compute(state, draft, runner, batch_size, plan.why, listen)
+            segments.append(draft.seal())
+        snapshot = cache.commit(state.served(segments), plan.why or "rows were removed or renamed")
+    seconds = time.perf_counter() - started
+    listen(TeachFinished(teacher.name, plan.to_compute, snapshot.number, seconds))
+    return snapshot
+
+
+def _keep_cut_off_work(state: TeachState) -> None:
+    """Settle this teacher's drafts: one that still fits is left to be continued, others are sealed
+    with the shards that they finished, or removed when they have none."""
+    for draft in state.cache.drafts():
+        if draft.digest != state.digest or draft.teacher != state.teacher.name:
+            continue
+        if any(_continues(state, draft, work) for work in state.work(state.cache.segments())):
+            continue
+        if any(draft.receipt(shard.index) is not None for shard in draft.shards()):
+            draft.seal()
+        else:
+            shutil.rmtree(draft.path)
+
+
+def _continues(state: TeachState, draft: Draft, work: Work) -> bool:
+    """Whether the draft holds exactly the rows and signals of this work."""
+    if draft.asked != dict(work.asked) or draft.rows != len(work.places):
+        return False
+    stored = Content(draft.keys, draft.hashes)
+    mine = Content(state.rows.keys.take(work.places), state.own.hashes[work.places])
+    return stored.keys.equals(mine.keys) and bool((stored.hashes == mine.hashes).all())
+
+
+def _draft(state: TeachState, work: Work, shard_rows: int) -> Draft:
+    for draft in state.cache.drafts():
+        if draft.digest == state.digest and _continues(state, draft, work):
+            return draft
+    return state.cache.draft(
+        state.teacher.name,
+        state.identity,
+        work.asked,
+        state.rows.keys.take(work.places),
+        state.own.hashes[work.places],
+        shard_rows,
+    )
+
+
+def _compute(
+    state: TeachState, draft: Draft, runner: Mapper, batch_size: int, why: str, listen: Listen
+) -> None:
+    places = KeyIndex(state.rows.keys).find(draft.keys)
+    todo = [s for s in draft.shards() if draft.receipt(s.index) is None]
+    left = sum(s.stop - s.start for s in todo)
+    listen(TeachStarted(draft.teacher, left, draft.rows - left, why))
+    tasks = [ShardTask(s, np.ascontiguousarray(places[s.start : s.stop])) for s in todo]
+    build = ShardWork(state.teacher, state.rows, draft.path, batch_size)
+    for done in runner.map(build, tasks):
+        listen(RowsTaught(draft.teacher, done.rows, done.bytes, done.teacher_seconds))

@@ -1,0 +1,90 @@
+"""Rows of a snapshot's signals, in any order, by key or by position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from stillroom.storage.errors import UnknownRowError, listed
+from stillroom.storage.keys import KeyList
+from stillroom.storage.segment import shard_format
+from stillroom.storage.shards import RowSource
+from stillroom.storage.signal import Values
+from stillroom.storage.snapshot import Snapshot
+
+Int64s = NDArray[np.int64]
+
+
+class Reader:
+    """Gathers rows of chosen signals from memory-mapped shards.
+
+    >>> Reader(snapshot, ["logits"]).gather(["row-7", "row-3"])["logits"].shape  # doctest: +SKIP
+    (2, 10)
+
+    A shard's checksum is verified when its first row is read. A reader may be used from several
+    threads, and pickles as the snapshot it reads (each process maps the files itself).
+    """
+
+    def __init__(
+        self, snapshot: Snapshot, signals: Sequence[str] | None = None, *, check: bool = True
+    ) -> None:
+        """Map the shards of these signals (all, when none are named).
+
+        Raises UnknownSignalError for a name that is not there, CorruptShardError for a file that is
+        missing or of another size. `check=False` skips the checksums.
+        """
+        self.snapshot, self._check = snapshot, check
+        self.names = tuple(snapshot.signals if signals is None else signals)
+        self._sources: dict[str, RowSource] = {}
+        for name in self.names:
+            signal = snapshot.find(name)[1]
+            opened = shard_format(signal).open(signal, snapshot.runs(name), check=check)
+            self._sources[name] = opened
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the same files again on the other side."""
+        return _reopened, (self.snapshot.cache, self.snapshot.number, self.names, self._check)
+
+    def gather(self, keys: KeyList) -> dict[str, Values]:
+        """Decoded rows by key: {signal: (n, *shape) array, Ragged, or list of str}.
+
+        Raises UnknownRowError for keys that are not in the snapshot or lack one of the signals, and
+        CorruptShardError when a checksum fails.
+        """
+        return self.take(self.snapshot.positions(keys))
+
+    def take(self, positions: Int64s) -> dict[str, Values]:
+        """The same by position (see `Snapshot.positions`)."""
+        return {name: self._read(name, positions, decode=True) for name in self.names}
+
+    def stored(self, positions: Int64s) -> dict[str, dict[str, Any]]:
+        """The rows as they lie on disk, undecoded: {signal: {part: array or Ragged}}."""
+        return {name: self._read(name, positions, decode=False) for name in self.names}
+
+    def _read(self, name: str, positions: Int64s, decode: bool) -> Any:
+        positions = np.ascontiguousarray(positions, np.int64)
+        try:
+            return self._sources[name].read(positions, decode=decode)
+        except IndexError:
+            self.require(positions)
+            raise
+
+    def require(self, positions: Int64s) -> None:
+        """Raise UnknownRowError when a signal is not stored for one of these rows."""
+        for name, source in self._sources.items():
+            lacking = source.missing(positions)
+            if len(lacking):
+                rows = self.snapshot.rows
+                inside = [p for p in positions[lacking].tolist() if 0 <= p < rows]
+                keys = [self.snapshot.keys[p].as_py() for p in inside]
+                raise UnknownRowError(
+                    f"signal {name!r} of {self.snapshot.cache} was never taught for {len(lacking):,} "
+                    f"of the rows asked for: {listed(keys or positions[lacking])}. Run teach() with "
+                    "its teacher over these rows"
+                )
+
+
+def _reopened(cache: Any, number: int, names: Sequence[str], check: bool) -> Reader:
+    return Reader(Snapshot(cache, number), names, check=check)

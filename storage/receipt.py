@@ -1,0 +1,55 @@
+"""Receipts: what a worker leaves when a shard is finished, and what all of a segment's say together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stillroom.storage.errors import FormatError, SignalError
+from stillroom.storage.shards import StoredFile
+from stillroom.storage.signal import Signal
+
+
+def receipt_path(segment: Path, shard: int) -> Path:
+    """Where a shard's receipt lies."""
+    return segment / "receipts" / f"{shard:05d}.json"
+
+
+def stored_files(receipt: Mapping[str, Any], where: Path) -> list[StoredFile]:
+    """The files that a receipt lists; FormatError when it is garbled."""
+    try:
+        signals = receipt["signals"].values()
+        return [StoredFile.from_json(file) for signal in signals for file in signal["files"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"{where} is no receipt: {error}") from error
+
+
+def agreed_signals(path: Path, receipts: Mapping[int, Mapping[str, Any]]) -> dict[str, Signal]:
+    """The signals that all shards of a segment hold; SignalError when two disagree."""
+    agreed: dict[str, Signal] = {}
+    for index, receipt in receipts.items():
+        for name, described in receipt["signals"].items():
+            signal = Signal.from_json(name, described)
+            known = agreed.setdefault(name, signal)
+            if change := known.differs(signal):
+                raise SignalError(
+                    f"{path.name}: signal {name!r} changed between shards: {change} in shard {index}. "
+                    "Every row of a signal must have one shape and dtype; return a list of arrays "
+                    "where rows differ in length"
+                )
+    return agreed
+
+
+def merged_errors(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The encoding's error over all shards: the largest of maxima, the mean of means."""
+    names = sorted({name for error in errors for name in error})
+    merged = {}
+    for name in names:
+        values = np.array([error[name] for error in errors if name in error])
+        if name.startswith("max"):
+            merged[name] = float(values.max())
+        else:
+            merged[name] = float(np.sqrt((values**2).mean()) if name == "rms" else values.mean())
+    return merged

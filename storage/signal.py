@@ -1,0 +1,192 @@
+"""Signal: one named thing that a teacher says about a row, and what it becomes on disk."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from stillroom.storage.encoding import encoding
+from stillroom.storage.errors import GARBLED, FormatError, SignalError
+from stillroom.storage.part import Encoding, Part
+from stillroom.storage.ragged import Ragged
+
+Values = NDArray[np.generic] | Ragged | list[str]
+"""What a signal is in memory: fixed shape, ragged, or one text per row."""
+
+Scalar = Literal["bool", "int", "uint", "float"]
+TEXT = "string"
+_LARGEST_ROW = 2**31
+"""numpy cannot hold larger items."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_SCALARS = {
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64"),
+}
+
+
+def checked_name(name: str, what: str) -> str:
+    """A name that is safe as a folder: letters, digits, _ and -, at most 64, no dot or slash."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise SignalError(
+            f"{what} name {name!r}: expected 1 to 64 letters, digits, '_' or '-', starting with a "
+            "letter or digit, because it names a folder; rename it"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One named thing a teacher says about a row.
+
+    >>> Signal("logits", (10,), "float32", "float16").row_bytes
+    20
+    """
+
+    name: str
+    """Folder name of the signal: letters, digits, _ and -."""
+    shape: tuple[int | None, ...]
+    """Shape of one row; None as the first axis means that rows differ in length."""
+    dtype: str | tuple[tuple[str, str, tuple[int, ...]], ...]
+    """numpy name, "string", or the (name, dtype, shape) fields of a record."""
+    encoding: str = "raw"
+    """What a row becomes on disk: raw, float32, float16, bfloat16, topk(k)."""
+    source: str = ""
+    """What in the teacher it is taken from (a layer's name); part of what the signal means."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be stored, naming the signal."""
+        checked_name(self.name, "signal")
+        if any(n is None for n in self.shape[1:]):
+            raise SignalError(f"signal {self.name!r}: only the first axis of {self.shape} may vary")
+        if any(n is not None and n < 1 for n in self.shape):
+            raise SignalError(f"signal {self.name!r}: row shape {self.shape} holds no values")
+        scalars = [self.dtype] if isinstance(self.dtype, str) else [f[1] for f in self.dtype]
+        for scalar in scalars:
+            if scalar not in _SCALARS and self.dtype != TEXT:
+                raise SignalError(
+                    f"signal {self.name!r}: dtype {scalar!r} cannot be stored; "
+                    f"use one of {', '.join(sorted(_SCALARS))}"
+                )
+        if self.dtype == TEXT and (self.shape, self.encoding) != ((), "raw"):
+            raise SignalError(f"signal {self.name!r} is text, which is only stored raw")
+        if not isinstance(self.dtype, str):
+            self._check_fields()
+        self.coding.check(self.name, self.inner_shape, self.value_dtype)
+        if self.row_bytes >= _LARGEST_ROW:
+            raise SignalError(
+                f"signal {self.name!r}: a row of {self.row_bytes:,} bytes is too large to store; the "
+                f"limit is {_LARGEST_ROW:,}. Let its first axis vary: return a list of arrays"
+            )
+
+    def _check_fields(self) -> None:
+        """Each field of a record becomes an array named `signal.field`."""
+        if not self.dtype:
+            raise SignalError(f"signal {self.name!r} is a record without fields")
+        for name, _, shape in self.dtype:
+            checked_name(name, f"signal {self.name!r}: field")  # type: ignore[has-type]
+            if any(n < 1 for n in shape):  # type: ignore[has-type]
+                raise SignalError(f"signal {self.name!r}: field {name!r} holds no values")
+
+    @property
+    def kind(self) -> Literal["fixed", "ragged", "text"]:
+        """How rows lie on disk: fixed in Zarr, ragged and text in Arrow."""
+        if self.dtype == TEXT:
+            return "text"
+        return "ragged" if self.shape[:1] == (None,) else "fixed"
+
+    @property
+    def inner_shape(self) -> tuple[int, ...]:
+        """Shape of what is encoded at once: a row, or one element of a ragged row."""
+        return tuple(n for n in self.shape if n is not None)
+
+    @property
+    def value_dtype(self) -> np.dtype[Any]:
+        """numpy dtype of the values as the teacher gave them (text: uint8 bytes)."""
+        if self.dtype == TEXT:
+            return np.dtype("uint8")
+        if isinstance(self.dtype, str):
+            return np.dtype(self.dtype)
+        return np.dtype([(name, kind, shape) for name, kind, shape in self.dtype])
+
+    @cached_property
+    def coding(self) -> Encoding:
+        """The encoding object of `self.encoding`."""
+        return encoding(self.encoding)
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The arrays that one row, or one element of a ragged row, becomes."""
+        return self.coding.parts(self.inner_shape, self.value_dtype)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes on disk of one row (of one element, where rows differ in length)."""
+        return sum(part.row_bytes for part in self.parts)
+
+    def array_name(self, part: Part) -> str:
+        """Folder or column of a part: the signal's name, or `signal.part`."""
+        return f"{self.name}.{part.name}" if part.name else self.name
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, as segment.json and snapshots hold it."""
+        fields = (
+            self.dtype
+            if isinstance(self.dtype, str)
+            else [[*f[:2], list(f[2])] for f in self.dtype]
+        )
+        return {
+            "shape": list(self.shape),
+            "dtype": fields,
+            "encoding": self.encoding,
+            "source": self.source,
+        }
+
+    @classmethod
+    def from_json(cls, name: str, value: Mapping[str, Any]) -> Signal:
+        """Read back `to_json`; FormatError where it is not one."""
+        try:
+            raw, shape = value["dtype"], tuple(value["shape"])
+            if not all(
+                n is None or (isinstance(n, int) and not isinstance(n, bool)) for n in shape
+            ):
+                raise TypeError(f"shape {shape}")
+            dtype = raw if isinstance(raw, str) else tuple((n, k, tuple(s)) for n, k, s in raw)
+            return cls(name, shape, dtype, str(value["encoding"]), str(value["source"]))
+        except GARBLED as error:
+            raise FormatError(
+                f"signal {name!r} is described wrongly in the cache: {error}"
+            ) from error
+
+    @classmethod
+    def of(cls, name: str, values: Values, encoding: str = "raw", source: str = "") -> Signal:
+        """The signal that these values are, from their shape and dtype."""
+        if isinstance(values, list):
+            return cls(name, (), TEXT, encoding, source)
+        array = values.values if isinstance(values, Ragged) else values
+        inner = (None, *array.shape[1:]) if isinstance(values, Ragged) else array.shape[1:]
+        return cls(name, inner, _described(array.dtype), encoding, source)
+
+    def differs(self, other: Signal) -> str:
+        """In words what makes `other` another signal; empty when they are the same."""
+        pairs: Sequence[tuple[str, object, object]] = (
+            ("row shape", self.shape, other.shape),
+            ("dtype", self.dtype, other.dtype),
+            ("encoding", self.encoding, other.encoding),
+            ("source", self.source, other.source),
+        )
+        return "; ".join(f"{what} {a!r} became {b!r}" for what, a, b in pairs if a != b)
+
+
+def _described(dtype: np.dtype[Any]) -> str | tuple[tuple[str, str, tuple[int, ...]], ...]:
+    if dtype.names is None:
+        return dtype.newbyteorder("=").name
+    fields = []
+    for name in dtype.names:
+        field = dtype[name]
+        fields.append((name, field.base.newbyteorder("=").name, tuple(field.shape)))
+    return tuple(fields)

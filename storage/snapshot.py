@@ -1,0 +1,270 @@
+"""A snapshot: for every row of one state of a data set, where each signal lies. Immutable and small.
+
+`000001.json` names the sources (a teacher's identity and its signals), `000001.arrow` holds runs:
+positions `start` and on are served by slots `slot` and on of a segment. Positions have no meaning of
+their own; rows are known by key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from stillroom.storage.errors import (
+    CorruptShardError,
+    FormatError,
+    UnknownRowError,
+    UnknownSignalError,
+    listed,
+    nearest,
+)
+from stillroom.storage.files import read_json, write_atomic, write_json
+from stillroom.storage.keys import KeyIndex, KeyList, as_keys
+from stillroom.storage.segment import FORMAT, Segment
+from stillroom.storage.shards import Run
+from stillroom.storage.signal import Signal
+
+Int64s = NDArray[np.int64]
+_SCHEMA = pa.schema(
+    [
+        ("source", pa.int32()),
+        ("start", pa.int64()),
+        ("rows", pa.int64()),
+        ("segment", pa.large_string()),
+        ("slot", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One teacher's signals in a snapshot, all served by the same runs."""
+
+    teacher: str
+    digest: str
+    """Digest of the teacher's identity."""
+    signals: Mapping[str, Signal]
+    inputs: tuple[str, ...]
+    """The data set's columns that the teacher read."""
+    dataset: str
+    """Fingerprint of the data set's keys and those columns."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As the snapshot's JSON holds it."""
+        return {
+            "teacher": self.teacher,
+            "digest": self.digest,
+            "signals": {name: signal.to_json() for name, signal in self.signals.items()},
+            "inputs": list(self.inputs),
+            "dataset": self.dataset,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Source:
+        """Read back `to_json`."""
+        signals = {n: Signal.from_json(n, s) for n, s in value["signals"].items()}
+        inputs = tuple(str(name) for name in value["inputs"])
+        return cls(value["teacher"], value["digest"], signals, inputs, str(value["dataset"]))
+
+
+@dataclass(frozen=True)
+class Served:
+    """A source and where each row of the data set lies: aligned arrays, -1 where not served."""
+
+    source: Source
+    segments: Sequence[str]
+    segment: Int64s
+    """(rows,) index into `segments`, or -1."""
+    slot: Int64s
+    """(rows,) slot in that segment."""
+
+
+def write_snapshot(
+    folder: Path, number: int, served: Sequence[Served], parent: int | None, why: str
+) -> None:
+    """Write a new snapshot; its JSON comes last and makes it exist."""
+    held = np.any([s.segment >= 0 for s in served], axis=0)
+    # The order of slots, not that of the data set: rows that moved change nothing.
+    keys: list[NDArray[Any]] = []
+    for s in reversed(served):
+        keys += [s.slot, np.where(s.segment < 0, len(s.segments), s.segment)]
+    order = np.lexsort(keys)
+    order = order[held[order]]
+    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+    for index, s in enumerate(served):
+        segment, slot = s.segment[order], s.slot[order]
+        for start, rows in _runs(segment, slot):
+            columns["source"].append(index)
+            columns["start"].append(start)
+            columns["rows"].append(rows)
+            columns["segment"].append(s.segments[segment[start]])
+            columns["slot"].append(int(slot[start]))
+    batch = pa.record_batch([pa.array(columns[f.name], f.type) for f in _SCHEMA], schema=_SCHEMA)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, _SCHEMA) as writer:
+        writer.write_batch(batch)
+    write_atomic(folder / f"{number:06d}.arrow", [sink.getvalue()])
+    described = {
+        "format": FORMAT,
+        "number": number,
+        "parent": parent,
+        "why": why,
+        "rows": int(held.sum()),
+        "sources": [s.source.to_json() for s in served],
+    }
+    write_json(folder / f"{number:06d}.json", described)
+
+
+def _runs(segment: Int64s, slot: Int64s) -> Iterable[tuple[int, int]]:
+    """(start, rows) of maximal stretches in one segment with consecutive slots."""
+    if len(segment) == 0:
+        return []
+    breaks = np.flatnonzero((np.diff(segment) != 0) | (np.diff(slot) != 1)) + 1
+    starts = np.concatenate([[0], breaks])
+    stops = np.concatenate([breaks, [len(segment)]])
+    kept = segment[starts] >= 0
+    return zip(starts[kept].tolist(), (stops - starts)[kept].tolist(), strict=True)
+
+
+class Snapshot:
+    """One immutable state: rows by key, and where each signal of each row lies."""
+
+    def __init__(self, cache: Path, number: int) -> None:
+        """Read a snapshot of the cache at that path."""
+        self.cache, self.number = cache, number
+        path = cache / "snapshots" / f"{number:06d}.json"
+        described = read_json(path)
+        try:
+            if described["format"] != FORMAT:
+                raise ValueError(f"format {described['format']}")
+            self.rows = int(described["rows"])
+            self.parent = described["parent"]
+            self.why = str(described["why"])
+            self.sources = tuple(Source.from_json(s) for s in described["sources"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(f"{path} is no snapshot of format {FORMAT}: {error}") from error
+        self._segments: dict[str, Segment] = {}
+
+    def __repr__(self) -> str:
+        """Number, rows and signals."""
+        names = ", ".join(self.signals) or "no signals"
+        return f"<Snapshot {self.number} of {self.cache}: {self.rows:,} rows, {names}>"
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self.rows
+
+    @property
+    def signals(self) -> dict[str, Signal]:
+        """Every signal by name; `teacher/signal` where two teachers use one name."""
+        names = [n for source in self.sources for n in source.signals]
+        return {
+            (n if names.count(n) == 1 else f"{source.teacher}/{n}"): signal
+            for source in self.sources
+            for n, signal in source.signals.items()
+        }
+
+    def find(self, name: str) -> tuple[int, Signal]:
+        """The index of its source and the signal; `teacher/signal` always works.
+
+        Raises UnknownSignalError, with the nearest name, when there is none.
+        """
+        for index, source in enumerate(self.sources):
+            for known, signal in source.signals.items():
+                if name == f"{source.teacher}/{known}" or (name == known and name in self.signals):
+                    return index, signal
+        raise UnknownSignalError(
+            f"snapshot {self.number} of {self.cache} has no signal {name!r}; "
+            f"{nearest(name, self.signals)}"
+        )
+
+    @cached_property
+    def _table(self) -> pa.RecordBatch:
+        path = self.cache / "snapshots" / f"{self.number:06d}.arrow"
+        try:
+            batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+            batch.validate(full=True)
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptShardError(f"{path} cannot be read: {error}") from error
+        if batch.schema != _SCHEMA:
+            raise CorruptShardError(f"{path} does not hold the runs of a snapshot")
+        return batch
+
+    def _source_runs(self, source: int) -> list[tuple[int, int, Segment, int]]:
+        columns = [self._table.column(name).to_pylist() for name in _SCHEMA.names]
+        return [
+            (start, rows, self._segment(name), slot)
+            for index, start, rows, name, slot in zip(*columns, strict=True)
+            if index == source
+        ]
+
+    def _segment(self, name: str) -> Segment:
+        if name not in self._segments:
+            if "/" in name or name.startswith("."):
+                raise FormatError(
+                    f"snapshot {self.number} names a segment {name!r} outside the cache"
+                )
+            self._segments[name] = Segment(self.cache / "segments" / name)
+        return self._segments[name]
+
+    def runs(self, name: str) -> list[Run]:
+        """Where a signal's rows lie, cut at the borders of shards."""
+        source, signal = self.find(name)
+        return [
+            run
+            for start, rows, segment, slot in self._source_runs(source)
+            for run in segment.runs(signal.name, start, slot, rows)
+        ]
+
+    @cached_property
+    def keys(self) -> pa.Array:
+        """The key of each position: Arrow int64 or large_string."""
+        pieces: dict[int, pa.Array] = {}
+        covered = np.zeros(self.rows, bool)
+        for source in range(len(self.sources)):
+            for start, rows, segment, slot in self._source_runs(source):
+                if not covered[start : start + rows].all():
+                    covered[start : start + rows] = True
+                    known = pieces.get(start)
+                    if known is None or len(known) < rows:
+                        pieces[start] = segment.keys.slice(slot, rows)
+        return _joined(pieces, self.rows)
+
+    @cached_property
+    def _index(self) -> KeyIndex:
+        return KeyIndex(self.keys)
+
+    def positions(self, keys: KeyList) -> Int64s:
+        """The position of each key; UnknownRowError names those that were never taught."""
+        wanted = as_keys(keys)
+        places = self._index.find(wanted)
+        if (places < 0).any():
+            named = zip(wanted.to_pylist(), places, strict=True)
+            unknown = [key for key, place in named if place < 0]
+            raise UnknownRowError(
+                f"{len(unknown):,} of {len(places):,} rows are not in snapshot {self.number} of "
+                f"{self.cache}: {listed(unknown)}. Teach them first: call teach() with a data set "
+                "that has them"
+            )
+        return places
+
+
+def _joined(pieces: Mapping[int, pa.Array], rows: int) -> pa.Array:
+    """Keys in order of position; where sources overlap, what is already covered is cut off."""
+    ordered, end = [], 0
+    for start in sorted(pieces):
+        piece = pieces[start]
+        if start > end:
+            break
+        if start + len(piece) > end:
+            ordered.append(piece.slice(end - start))
+            end = start + len(piece)
+    if end != rows:
+        raise CorruptShardError(f"the snapshot's runs cover {end:,} of its {rows:,} rows")
+    return pa.concat_arrays(ordered) if ordered else pa.array([], pa.int64())
