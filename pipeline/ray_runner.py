@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -19,12 +19,28 @@ class RunnerError(RuntimeError):
     """Ray could not be started, or an item's workers died again and again."""
 
 
+@dataclass
+class _Session:
+    """Whether this runner started Ray, and whether it should stay up."""
+
+    held: bool = False
+    started: bool = False
+
+    def end(self) -> None:
+        if self.started:
+            import ray
+
+            ray.shutdown()
+            self.started = False
+
+
 @dataclass(frozen=True)
 class RayRunner:
     """Maps over Ray actors on this machine, or on the cluster at `address`.
 
     Nothing is started until the first item is there. A Ray that is already initialised is used as
-    it is; one that this runner started is shut down when the map ends.
+    it is; one that this runner started is shut down when the map ends, or, inside `with runner:`,
+    when that block ends (starting takes seconds, so several maps should share one).
     """
 
     workers: int | None = None
@@ -39,6 +55,17 @@ class RayRunner:
     """Items given to an actor at once: one in work and one waiting."""
     attempts: int = 3
     """How often an item is tried when its worker dies."""
+    _session: _Session = field(default_factory=lambda: _Session(), repr=False, compare=False)
+
+    def __enter__(self) -> Self:
+        """Keep Ray up between maps."""
+        self._session.held = True
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Shut down the Ray that was started."""
+        self._session.held = False
+        self._session.end()
 
     def map(
         self, build: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
@@ -48,16 +75,16 @@ class RayRunner:
         first = next(queue, None)
         if first is None:
             return
-        ray, started = self._connect()
+        ray = self._connect()
         pool = _Pool[Item, Result](self, ray, build)
         try:
             yield from pool.run(first, queue)
         finally:
             pool.close()
-            if started:
-                ray.shutdown()
+            if not self._session.held:
+                self._session.end()
 
-    def _connect(self) -> tuple[Any, bool]:
+    def _connect(self) -> Any:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # The present meaning of "no GPUs asked for"; without it every start prints a warning.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -66,7 +93,7 @@ class RayRunner:
         except ImportError as error:
             raise RunnerError("ray is not installed; install it, or use LocalRunner()") from error
         if ray.is_initialized():
-            return ray, False
+            return ray
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self.address is not None:
             options["address"] = self.address
@@ -80,7 +107,8 @@ class RayRunner:
                 f"Ray could not be started {where}: {error}. Check the address and that the cluster "
                 "runs the same Ray and Python versions, or use LocalRunner(), which needs no Ray"
             ) from error
-        return ray, True
+        self._session.started = True
+        return ray
 
     def _cpus(self) -> int:
         here = len(os.sched_getaffinity(0))

@@ -79,13 +79,18 @@ class ModuleTeacher:
         return tensor_weights(self._built().state_dict())
 
     def _code(self) -> Any:
-        if hasattr(self.module, "state_dict"):
-            kinds = sorted({type(m) for m in self.module.modules()}, key=lambda k: k.__qualname__)
-            return {"structure": repr(self.module), "kinds": [code_identity(k) for k in kinds]}
-        return code_identity(self.module)
+        if not hasattr(self.module, "state_dict"):
+            return code_identity(self.module)  # a builder: its code is known without torch
+        from torch import nn
+
+        assert isinstance(self.module, nn.Module)
+        kinds = sorted({type(m) for m in self.module.modules()}, key=lambda k: k.__qualname__)
+        return {"structure": repr(self.module), "kinds": [code_identity(k) for k in kinds]}
 
     def _built(self) -> nn.Module:
-        return self.module if hasattr(self.module, "state_dict") else self.module()
+        from torch import nn
+
+        return self.module if isinstance(self.module, nn.Module) else self.module()
 
     def load(self) -> Answer:
         """Build the module, load the weights, place it and set the hooks."""

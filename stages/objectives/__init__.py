@@ -1,1 +1,1 @@
-"""TODO."""
+"""Pure loss functions, grouped by what they act on: n rows in, (n,) losses out."""

@@ -1,0 +1,163 @@
+"""Execute a workflow: each step whose code, settings, files or inputs changed, in order; no other."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.pipeline.step import Result, Run, Step
+from stillroom.storage.code import code_digest
+from stillroom.storage.errors import StillroomError
+from stillroom.storage.files import read_json, write_json
+from stillroom.storage.identity import differences, digest
+
+
+@dataclass(frozen=True)
+class StepStarted:
+    """A step begins, because `why`."""
+
+    step: str
+    why: str
+
+
+@dataclass(frozen=True)
+class StepFinished:
+    """A step is done; `fresh` when nothing had to be computed."""
+
+    step: str
+    fresh: bool
+    seconds: float
+    result: Result
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What would happen to a step."""
+
+    step: str
+    why: str
+    """Why it would run; empty when it is fresh."""
+
+
+class WorkflowError(ValueError):
+    """Steps that need each other in a circle, or two of one name."""
+
+
+def ordered(steps: Sequence[Step]) -> list[Step]:
+    """The steps and everything they need, each after what it needs.
+
+    Raises WorkflowError naming the circle or the doubled name.
+    """
+    done: dict[str, Step] = {}
+
+    def visit(step: Step, above: tuple[str, ...]) -> None:
+        if step.name in above:
+            raise WorkflowError(f"steps need each other: {' -> '.join((*above, step.name))}")
+        if step.name in done:
+            if done[step.name] != step:
+                raise WorkflowError(f"two different steps are called {step.name!r}")
+            return
+        for needed in step.needs:
+            visit(needed, (*above, step.name))
+        done[step.name] = step
+
+    for step in steps:
+        visit(step, ())
+    return list(done.values())
+
+
+def execute(steps: Sequence[Step], run: Run) -> dict[str, Result]:
+    """Run what is stale and return every step's result by name.
+
+    Events: StepStarted and StepFinished to `run.listen`, and what the steps themselves send. An
+    exception of a step ends the run; what earlier steps did is kept.
+    """
+    results: dict[str, Result] = {}
+    for step in ordered(steps):
+        inputs = {needed.name: results[needed.name] for needed in step.needs}
+        now = _identity(step, inputs)
+        known = _record(run, step)
+        why = _why(known, now, run)
+        started = time.perf_counter()
+        if not why and step.preview is None and known is not None:
+            results[step.name] = known["result"]
+            run.listen(StepFinished(step.name, True, 0.0, known["result"]))
+            continue
+        run.listen(StepStarted(step.name, why))
+        result = step.function(run, inputs, **step.settings)
+        results[step.name] = result
+        fresh = not why and known is not None and known["result"] == result
+        if not fresh:
+            write_json(_place(run, step), {"identity": now, "result": result})
+        seconds = time.perf_counter() - started
+        run.listen(StepFinished(step.name, fresh, seconds, result))
+    return results
+
+
+def plan(steps: Sequence[Step], run: Run) -> Iterator[StepPlan]:
+    """Say for each step whether it would run and why; nothing is computed."""
+    results: dict[str, Result] = {}
+    waiting: set[str] = set()
+    for step in ordered(steps):
+        behind = [needed.name for needed in step.needs if needed.name in waiting]
+        known = _record(run, step)
+        if behind:
+            why = f"after {', '.join(behind)}"
+        else:
+            inputs = {needed.name: results[needed.name] for needed in step.needs}
+            why = _why(known, _identity(step, inputs), run)
+            if step.preview is not None:
+                why = step.preview(run, inputs, **step.settings)
+        if why or known is None:
+            waiting.add(step.name)
+        else:
+            results[step.name] = known["result"]
+        yield StepPlan(step.name, why)
+
+
+def _place(run: Run, step: Step) -> Path:
+    return run.folder / "steps" / f"{step.name}.json"
+
+
+def _record(run: Run, step: Step) -> Result | None:
+    """What the step left when it last ran; None when it never did, or its record is damaged."""
+    if not _place(run, step).exists():
+        return None
+    try:
+        record = read_json(_place(run, step))
+    except StillroomError:
+        return None
+    return record if {"identity", "result"} <= record.keys() else None
+
+
+def _identity(step: Step, inputs: dict[str, Result]) -> dict[str, Any]:
+    return {
+        "code": code_digest(step.function),
+        "settings": dict(step.settings),
+        "files": {file.name: _file_digest(file) for file in step.files},
+        "inputs": {name: digest(result) for name, result in inputs.items()},
+    }
+
+
+def _file_digest(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _why(known: Result | None, now: dict[str, Any], run: Run) -> str:
+    """Why a step is stale, in words; empty when it is not."""
+    if known is None:
+        return "it never ran here"
+    if known["identity"].get("code") != now["code"]:
+        return "its code changed"
+    changes = differences(known["identity"], now)
+    if changes:
+        return changes[0]
+    for name in known["result"].get("outputs", ()):
+        if not (run.folder / name).exists():
+            return f"its output {name} is gone"
+    return ""

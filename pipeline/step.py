@@ -1,0 +1,46 @@
+"""Step: a function with its settings and what it needs; what a workflow is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stillroom.pipeline.runner import LocalRunner, Runner
+
+Result = dict[str, Any]
+"""What a step returns: plain JSON that says where its outputs are and what they are."""
+
+
+def _ignore(event: object) -> None:
+    """The listener that hears nothing."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how a workflow runs now; nothing of it is part of any step's identity."""
+
+    folder: Path
+    """Steps keep their outputs and their records under it."""
+    runner: Runner = field(default_factory=LocalRunner)
+    listen: Callable[[Any], None] = _ignore
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a workflow."""
+
+    name: str
+    """Unique in the workflow; names its record."""
+    function: Callable[..., Result]
+    """`function(run, inputs, **settings)`; `inputs` holds the results of `needs` by name."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Plain JSON; a change makes the step stale."""
+    needs: tuple[Step, ...] = ()
+    """Steps that come before; a change of their results makes this one stale."""
+    files: tuple[Path, ...] = ()
+    """Files outside the run's folder that it reads; a change of their bytes makes it stale."""
+    preview: Callable[..., str] | None = None
+    """For a step that finds by itself what is stale (teach, train): it is always called, and
+    `preview(run, inputs, **settings)` says what it would compute now, "" for nothing."""

@@ -1,0 +1,120 @@
+"""Fit one student: the loop that joins its outputs, the cache's signals and the recipe's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from stillroom.stages.evaluating import Evaluation
+from stillroom.stages.layers import LayerTaps
+from stillroom.stages.loading import Loader, Tensors
+from stillroom.stages.recipe import Recipe
+from stillroom.stages.student import Student
+from stillroom.storage.errors import StillroomError, listed
+from torch import nn
+
+
+class TrainingError(StillroomError, RuntimeError):
+    """A student cannot be trained: a loss that is no number, a term that does not fit."""
+
+
+class Fitting:
+    """A student's module, its heads and their optimiser."""
+
+    def __init__(self, student: Student, loader: Loader) -> None:
+        """Build everything from the seed; heads take their shapes from the first rows."""
+        self.student, self._loader = student, loader
+        torch.manual_seed(student.seed)
+        self.module = student.build()
+        self._taps = LayerTaps(self.module, student.layers, f"student {student.name!r}")
+        self.heads = self._build_heads(student.recipe)
+        fit = student.fit
+        parameters = [*self.module.parameters(), *self.heads.parameters()]
+        self._optimizer = torch.optim.AdamW(
+            parameters, lr=fit.learning_rate, weight_decay=fit.weight_decay
+        )
+        self._schedule: Any = None
+        if fit.schedule == "onecycle":
+            self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+                self._optimizer, fit.learning_rate, total_steps=fit.epochs * len(loader)
+            )
+
+    def _build_heads(self, recipe: Recipe) -> nn.ModuleDict:
+        import numpy as np
+
+        self.module.eval()
+        with torch.no_grad():
+            tensors = self._loader.batch(np.arange(min(2, len(self._loader.keys))))
+            tensors |= self.outputs(tensors)
+            heads = {}
+            for head in recipe.heads:
+                given, wanted = tensors[head.input].shape[1:], tensors[head.like].shape[1:]
+                heads[head.name] = head.build(tuple(given), tuple(wanted))
+            modules = nn.ModuleDict(heads)
+            self._check_terms(recipe, {**tensors, **self._head_outputs(modules, tensors)})
+        return modules
+
+    def _check_terms(self, recipe: Recipe, tensors: Mapping[str, Any]) -> None:
+        """Every term must take these tensors and give one number a row: said before training."""
+        for term in recipe.terms:
+            shapes = ", ".join(f"{n} {tuple(tensors[n].shape)}" for n in term.inputs)
+            try:
+                losses = term(tensors)
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise TrainingError(
+                    f"student {self.student.name!r}: term {term!r} does not fit {shapes}: {error}"
+                ) from error
+            rows = len(tensors[term.inputs[0]])
+            if losses.shape != (rows,):
+                raise TrainingError(
+                    f"student {self.student.name!r}: term {term!r} gave shape {tuple(losses.shape)} "
+                    f"for {shapes}; a term gives one loss a row, ({rows},)"
+                )
+
+    def outputs(self, tensors: Tensors) -> Tensors:
+        """`student.NAME` for every layer, of one forward pass."""
+        given = tuple(tensors[f"row.{name}"] for name in self.student.inputs)
+        return {f"student.{n}": t for n, t in self._taps.run(given, {}).items()}
+
+    def _head_outputs(self, heads: nn.ModuleDict, tensors: Mapping[str, Any]) -> Tensors:
+        return {
+            f"head.{h.name}": heads[h.name](tensors[h.input]) for h in self.student.recipe.heads
+        }
+
+    def epoch(self, number: int) -> float:
+        """One pass over the rows; the mean loss. TrainingError when a loss is no number."""
+        self.module.train()
+        self.heads.train()
+        total, rows = 0.0, 0
+        for chosen, tensors in self._loader.epoch(number):
+            tensors |= self.outputs(tensors)
+            tensors |= self._head_outputs(self.heads, tensors)
+            losses = [t.weight * t(tensors).mean() for t in self.student.recipe.terms]
+            loss = torch.stack(losses).sum()
+            value = loss.item()
+            if value != value or value in (float("inf"), float("-inf")):
+                keys = [self._loader.keys[int(i)].as_py() for i in chosen]
+                raise TrainingError(
+                    f"student {self.student.name!r}, seed {self.student.seed}, epoch {number}: the "
+                    f"loss became {value} on rows {listed(keys)}; lower the learning rate "
+                    f"({self.student.fit.learning_rate:g}) or look at these rows"
+                )
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            if self._schedule is not None:
+                self._schedule.step()
+            total, rows = total + value * len(chosen), rows + len(chosen)
+        return total / rows
+
+    def evaluate(self, loader: Loader, evaluation: Evaluation) -> dict[str, Any]:
+        """Metrics on the held-out rows."""
+        self.module.eval()
+        collected: dict[str, list[Any]] = {}
+        with torch.inference_mode():
+            for tensors in loader.ordered():
+                for name, tensor in {**tensors, **self.outputs(tensors)}.items():
+                    if isinstance(tensor, torch.Tensor):
+                        collected.setdefault(name, []).append(tensor)
+            return evaluation.measure({name: torch.cat(t) for name, t in collected.items()})

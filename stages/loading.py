@@ -1,0 +1,99 @@
+"""Batches for training: the data set's columns and the cache's signals, joined by row key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stillroom.stages.rows import Rows
+from stillroom.storage.errors import RowsError, listed
+from stillroom.storage.keys import KeyIndex, KeyList, as_keys
+from stillroom.storage.ragged import Ragged
+from stillroom.storage.reader import Reader
+
+Tensors = dict[str, Any]
+"""`row.COLUMN` and `teacher.SIGNAL` by name: tensors of n rows, or n texts."""
+
+
+class Loader:
+    """Batches of chosen rows, in an order that the seed and the epoch decide.
+
+    Everything is checked at the start: a key that the data set or the snapshot lacks, or a row for
+    which a signal was never taught, fails here and not in the middle of an epoch.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        keys: KeyList,
+        columns: Sequence[str],
+        reader: Reader | None,
+        *,
+        batch_size: int,
+        seed: int = 0,
+    ) -> None:
+        """Join `keys` with the data set and with the reader's snapshot (None: no teacher read).
+
+        Raises RowsError or UnknownRowError naming the rows that are missing.
+        """
+        self._rows, self._columns, self._reader = rows, tuple(columns), reader
+        self._batch_size, self._seed = batch_size, seed
+        self.keys = as_keys(keys)
+        self._places = KeyIndex(rows.keys).find(self.keys)
+        if (self._places < 0).any():
+            unknown = [self.keys[int(i)].as_py() for i in np.flatnonzero(self._places < 0)]
+            raise RowsError(f"{len(unknown):,} rows are not in the data set: {listed(unknown)}")
+        if len(self._places) == 0:
+            raise RowsError("no rows were chosen; there is nothing to load")
+        self._positions = np.zeros(0, np.int64)
+        if reader is not None:
+            self._positions = reader.snapshot.positions(self.keys)
+            reader.require(self._positions)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._cuts()) + 1
+
+    def epoch(self, number: int) -> Iterator[tuple[NDArray[np.int64], Tensors]]:
+        """Shuffled batches: indices into `keys`, and the tensors of those rows."""
+        order = np.random.default_rng([self._seed, number]).permutation(len(self._places))
+        for chosen in np.split(order, self._cuts()):
+            yield chosen, self.batch(chosen)
+
+    def ordered(self) -> Iterator[Tensors]:
+        """Batches in the order of `keys`."""
+        for chosen in np.split(np.arange(len(self._places)), self._cuts()):
+            yield self.batch(chosen)
+
+    def _cuts(self) -> NDArray[np.int64]:
+        cuts = np.arange(self._batch_size, len(self._places), self._batch_size)
+        # A single left-over row joins the batch before it: batch norm cannot train on one row.
+        return cuts[:-1] if len(cuts) and len(self._places) - cuts[-1] == 1 else cuts
+
+    def batch(self, chosen: NDArray[np.int64]) -> Tensors:
+        """The tensors of these rows (indices into `keys`)."""
+        tensors: Tensors = {}
+        for name, column in self._rows.read(self._places[chosen], self._columns).items():
+            tensors[f"row.{name}"] = (
+                column if isinstance(column, list) else torch.from_numpy(column)
+            )
+        if self._reader is not None:
+            for name, values in self._reader.take(self._positions[chosen]).items():
+                tensors.update(_tensors(f"teacher.{name}", values))
+        return tensors
+
+
+def _tensors(name: str, values: Any) -> Tensors:
+    """A signal as tensors; ragged rows are padded, with `NAME.length`; record fields by name."""
+    if isinstance(values, list):
+        return {name: values}
+    if isinstance(values, Ragged):
+        lengths = {f"{name}.length": torch.from_numpy(values.lengths)}
+        return {**_tensors(name, values.padded()), **lengths}
+    if values.dtype.names is not None:
+        fields = {f"{name}.{field}": values[field] for field in values.dtype.names}
+        return {field: torch.from_numpy(np.ascontiguousarray(a)) for field, a in fields.items()}
+    return {name: torch.from_numpy(np.ascontiguousarray(values))}

@@ -1,0 +1,48 @@
+"""Losses on class scores (logits): labels and soft targets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """-log softmax(logits)[label].
+
+    Args:
+        logits: (n, classes) floating point.
+        label: (n,) integer class of each row.
+
+    Returns:
+        (n,) losses in nats.
+
+    >>> import torch
+    >>> cross_entropy(torch.zeros(1, 4), torch.tensor([2]))
+    tensor([1.3863])
+    """
+    return -logits.log_softmax(-1).gather(-1, label.long().unsqueeze(-1)).squeeze(-1)
+
+
+def kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)).
+
+    The factor T^2 keeps gradients of one size as T changes (Hinton, Vinyals, Dean 2015,
+    arXiv:1503.02531, section 2). No gradient reaches the teacher.
+
+    Args:
+        student: (n, classes) logits.
+        teacher: (n, classes) logits, as cached.
+        temperature: T > 0.
+
+    Returns:
+        (n,) losses in nats, zero where the two agree up to a constant.
+
+    >>> import torch
+    >>> kl(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 2.0]]), temperature=4.0).abs() < 1e-6
+    tensor([True])
+    """
+    target = (teacher.detach() / temperature).log_softmax(-1)
+    answer = (student / temperature).log_softmax(-1)
+    return (target.exp() * (target - answer)).sum(-1) * temperature**2

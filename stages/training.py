@@ -1,0 +1,166 @@
+"""Train: many students from one snapshot, each recorded; only those without a record are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.stages.evaluating import Evaluation
+from stillroom.stages.events import Listen, StudentTrained, TrainStarted, ignore
+from stillroom.stages.rows import Rows, require_columns
+from stillroom.stages.student import Record, Student
+from stillroom.stages.student_work import StudentTask, StudentWork
+from stillroom.stages.teaching import Mapper
+from stillroom.storage.code import code_identity
+from stillroom.storage.errors import NotACacheError, RowsError, UnknownSignalError, nearest
+from stillroom.storage.identity import digest
+from stillroom.storage.keys import KeyList, as_keys
+from stillroom.storage.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What `train` would do now."""
+
+    stale: tuple[StudentTask, ...]
+    """Students without a record of exactly this identity."""
+    fresh: tuple[StudentTask, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The stale students' names, each once."""
+        return tuple(dict.fromkeys(task.student.name for task in self.stale))
+
+
+def plan_train(
+    students: Sequence[Student],
+    rows: Rows,
+    snapshot: Snapshot | None,
+    *,
+    splits: Mapping[str, KeyList],
+    evaluation: Evaluation,
+    folder: Path,
+) -> TrainPlan:
+    """Compare every student's identity with the records in `folder`.
+
+    A student's identity holds its architecture, recipe, seed, the rows it reads and the identity of
+    the teachers it reads, never the snapshot's number: a cache that only grew makes none stale.
+
+    Raises UnknownSignalError when a recipe reads a signal that the snapshot lacks, RowsError for an
+    unknown split or column, ValueError for two different students of one name and seed.
+    """
+    _check(students, rows, snapshot, splits, evaluation)
+    keys = {name: as_keys(chosen) for name, chosen in splits.items()}
+    prints: dict[Any, str] = {}
+
+    def data(columns: tuple[str, ...], split: str) -> list[str]:
+        for of in (columns, split):
+            if of not in prints:
+                value = keys[of].to_pylist() if isinstance(of, str) else None
+                prints[of] = rows.fingerprint(columns) if value is None else digest(value)
+        return [prints[columns], prints[split]]
+
+    def teachers(signals: tuple[str, ...]) -> dict[str, Any]:
+        found = {}
+        for name in signals:
+            assert snapshot is not None
+            source, signal = snapshot.find(name)
+            found[name] = [snapshot.sources[source].digest, signal.to_json()]
+        return found
+
+    measured = {
+        "measure": code_identity(evaluation.measure),
+        "data": data(evaluation.columns, evaluation.split),
+        "teacher": teachers(evaluation.signals),
+    }
+    stale: list[StudentTask] = []
+    fresh: list[StudentTask] = []
+    for student in students:
+        identity = {
+            "student": student.identity(),
+            "data": data(student.columns, student.split),
+            "teacher": teachers(student.recipe.reads),
+            "evaluation": measured,
+        }
+        name = digest(identity)
+        place = folder / f"{student.name}-{student.seed}-{name[:12]}"
+        task = StudentTask(student, identity, name, place)
+        (fresh if (place / "record.json").exists() else stale).append(task)
+    return TrainPlan(tuple(stale), tuple(fresh))
+
+
+def train(
+    students: Sequence[Student],
+    rows: Rows,
+    snapshot: Snapshot | None,
+    *,
+    splits: Mapping[str, KeyList],
+    evaluation: Evaluation,
+    folder: str | Path,
+    runner: Mapper,
+    threads: int = 1,
+    listen: Listen = ignore,
+) -> list[Record]:
+    """Train every student that has no record yet; return all records in the order given.
+
+    `splits` names rows by key; each student trains on its split and is evaluated on that of the
+    evaluation. No teacher is imported or loaded: what students read of it comes from the snapshot.
+    `threads` is for each worker; results depend on it only through the order of sums. Raises what
+    `plan_train` does, and TrainingError for a loss that is no number.
+    """
+    plan = plan_train(
+        students, rows, snapshot, splits=splits, evaluation=evaluation, folder=Path(folder)
+    )
+    listen(TrainStarted(len(plan.stale), len(plan.fresh)))
+    keys = {name: as_keys(chosen) for name, chosen in splits.items()}
+    work = StudentWork(rows, snapshot, keys, evaluation, threads)
+    for record in runner.map(work, plan.stale):
+        scalars = {n: v for n, v in record["metrics"].items() if isinstance(v, float)}
+        listen(StudentTrained(record["student"], record["seed"], record["seconds"], scalars))
+    places = {id(task.student): task.folder for task in (*plan.stale, *plan.fresh)}
+    return [Record.read(places[id(student)]) for student in students]
+
+
+def _check(
+    students: Sequence[Student],
+    rows: Rows,
+    snapshot: Snapshot | None,
+    splits: Mapping[str, KeyList],
+    evaluation: Evaluation,
+) -> None:
+    """Everything that can be known to be wrong before the first student trains."""
+    seen: set[tuple[str, int]] = set()
+    for student in students:
+        if (student.name, student.seed) in seen:
+            raise ValueError(
+                f"two students are called {student.name!r} with seed {student.seed}; give each its name"
+            )
+        seen.add((student.name, student.seed))
+        require_columns(rows, student.columns, f"student {student.name!r}")
+        _require_signals(student.recipe.reads, snapshot, f"recipe {student.recipe.name!r}")
+        if student.split not in splits:
+            raise RowsError(f"no split {student.split!r}; {nearest(student.split, splits)}")
+    require_columns(rows, evaluation.columns, "the evaluation")
+    _require_signals(evaluation.signals, snapshot, "the evaluation")
+    if evaluation.split not in splits:
+        raise RowsError(f"no split {evaluation.split!r}; {nearest(evaluation.split, splits)}")
+
+
+def _require_signals(signals: Sequence[str], snapshot: Snapshot | None, who: str) -> None:
+    if signals and snapshot is None:
+        raise NotACacheError(
+            f"{who} reads {', '.join(signals)} of a teacher; give train() the snapshot that teach() "
+            "returned"
+        )
+    for name in signals:
+        assert snapshot is not None
+        try:
+            snapshot.find(name)
+        except UnknownSignalError as error:
+            layers = f"layers={{..., {name!r}: 'module.name'}}"
+            raise UnknownSignalError(
+                f"{who} reads {name!r}: {error}. To make it, run teach() with a teacher that gives it: "
+                f"ModuleTeacher(..., {layers})"
+            ) from None

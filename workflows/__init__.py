@@ -1,0 +1,1 @@
+"""Named plans, the demo, the command line and the report."""

@@ -1,0 +1,145 @@
+"""The command line. Heavy packages are imported by the command that needs them.
+
+Exit codes: 0 done, also when nothing had to be done; 1 the work failed; 2 the command line or a
+setting is wrong; 3 `cache verify` found damage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+FAILED, WRONG, DAMAGED, INTERRUPTED = 1, 2, 3, 130
+
+app = typer.Typer(
+    name="stillroom",
+    help="Run big teachers once, keep what they said, train many students from the cache.",
+    epilog="Exit codes: 0 done (also: nothing to do), 1 failed, 2 wrong usage, 3 damage found, "
+    "130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+cache_app = typer.Typer(help="Look into a cache.", no_args_is_help=True)
+recipes_app = typer.Typer(help="List the methods, or show one.", invoke_without_command=True)
+app.add_typer(cache_app, name="cache")
+app.add_typer(recipes_app, name="recipes")
+
+_FLOW = {"allow_extra_args": True, "ignore_unknown_options": True}
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Folder for everything; out/NAME if not given.")
+]
+Workers = Annotated[int | None, typer.Option(help="Ray workers; 0 runs in this process.")]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster's address.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+
+
+@app.command(context_settings=_FLOW)
+def run(
+    context: typer.Context,
+    flow: Annotated[str, typer.Argument(help="A bundled workflow (digits) or a Python file.")],
+    out: Out = None,
+    workers: Workers = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Run a workflow: compute what is stale, nothing else.
+
+    Further flags are the workflow's own settings: stillroom run digits --epochs 20.
+    """
+    from stillroom.workflows.running import run_workflow
+
+    run_workflow(flow, context.args, out, workers, address, as_json)
+
+
+@app.command(context_settings=_FLOW)
+def plan(
+    context: typer.Context,
+    flow: Annotated[str, typer.Argument(help="A bundled workflow (digits) or a Python file.")],
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a run would compute, and why; nothing is computed or written."""
+    from stillroom.workflows.running import plan_workflow
+
+    plan_workflow(flow, context.args, out, as_json)
+
+
+@cache_app.command("show")
+def cache_show(path: Path, as_json: Json = False) -> None:
+    """Snapshots, teachers, signals, bytes."""
+    from stillroom.workflows.inspecting import describe_cache, print_cache
+
+    described = describe_cache(path)
+    _print(described) if as_json else print_cache(described)
+
+
+@cache_app.command("verify")
+def cache_verify(path: Path, as_json: Json = False) -> None:
+    """Read every stored byte and compare it with its checksum; exit code 3 when one differs."""
+    from stillroom.storage.cache import Cache
+
+    found = [problem for segment in Cache(path).segments() for problem in segment.problems()]
+    if as_json:
+        _print({"path": str(path), "problems": found})
+    else:
+        print("\n".join(found) or f"{path}: every stored byte is as it was written")
+    if found:
+        raise typer.Exit(DAMAGED)
+
+
+@recipes_app.callback()
+def list_recipes(context: typer.Context, as_json: Json = False) -> None:
+    """List the methods (one line each), or show one: stillroom recipes show kd."""
+    if context.invoked_subcommand is not None:
+        return
+    from stillroom.workflows.inspecting import recipe_lines
+
+    lines = recipe_lines()
+    if as_json:
+        _print(lines)
+    else:
+        width = max(map(len, lines), default=0)
+        print("\n".join(f"{name:<{width}}  {line}" for name, line in lines.items()))
+
+
+@recipes_app.command("show")
+def show_recipe(name: str, as_json: Json = False) -> None:
+    """The paper, the formula, what it reads, its defaults."""
+    from stillroom.workflows.inspecting import describe_recipe
+
+    described = describe_recipe(name)
+    if as_json:
+        _print(described)
+    else:
+        print(described["about"])
+        for key in ("terms", "reads", "columns", "defaults"):
+            print(f"\n{key}: {described[key]}")
+
+
+def _print(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are printed as one message, not as a traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, run again to go on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        from stillroom.pipeline.execute import WorkflowError
+        from stillroom.pipeline.ray_runner import RunnerError
+        from stillroom.storage.errors import StillroomError
+        from stillroom.workflows.flows import SettingsError
+
+        if not isinstance(error, StillroomError | RunnerError | WorkflowError):
+            raise
+        print(f"stillroom: {error}", file=sys.stderr)
+        wrong = isinstance(error, SettingsError | WorkflowError)
+        sys.exit(WRONG if wrong else FAILED)

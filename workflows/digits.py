@@ -1,0 +1,188 @@
+"""The main job on real data: a CNN teaches once, eight students learn from its cache.
+
+teacher (trained on 4,000 digits) -> teach (logits and one feature layer, by Ray) -> students (hard
+labels, few and all; KD without and with labels; features; two architectures) -> report.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from stillroom.pipeline.runner import LocalRunner
+from stillroom.pipeline.step import Result, Run, Step
+from stillroom.stages import recipes
+from stillroom.stages.evaluating import Evaluation, classification
+from stillroom.stages.module_teacher import ModuleTeacher
+from stillroom.stages.student import Fit, Student
+from stillroom.stages.teaching import plan_teach, teach
+from stillroom.stages.training import plan_train, train
+from stillroom.storage.cache import Cache
+from stillroom.storage.errors import StillroomError, nearest
+from stillroom.workflows.digits_data import digits_file, digits_rows, digits_splits
+from stillroom.workflows.digits_models import CNN_FEATURE, MLP_FEATURE, cnn, mlp
+from stillroom.workflows.digits_report import report
+
+ROSTER = (
+    *("cnn4-few", "cnn4-labels", "cnn4-kd", "cnn4-kdlabels", "cnn4-fitnet"),
+    *("mlp32-labels", "mlp32-kd", "mlp32-kdlabels"),
+)
+"""Architecture and width, then how it learns."""
+METHODS: Mapping[str, tuple[str, str, dict[str, float]]] = {
+    "few": ("labels", "few", {}),
+    "labels": ("labels", "train", {}),
+    "kd": ("kd", "train", {"alpha": 1.0}),
+    "kdlabels": ("kd", "train", {"alpha": 0.5}),
+    "fitnet": ("fitnet", "train", {}),
+}
+"""Recipe, split and settings by the name's second half."""
+EPOCHS_OF_FEW = 5
+"""A tenth of the rows: more epochs, so that `few` is not merely under-trained."""
+TEACHER = "cnn20"
+ENCODINGS = {"logits": "float16", "feature": "float16"}
+
+
+class UnknownStudentError(StillroomError, ValueError):
+    """A student's name does not say what it is."""
+
+
+def digits(
+    *, epochs: int = 12, teacher_epochs: int = 12, seeds: int = 5, extra: tuple[str, ...] = ()
+) -> list[Step]:
+    """Teach once, train many, on 5,000 real digits.
+
+    epochs: of every student; teacher_epochs: of the teacher; seeds: trainings of each student;
+    extra: more students by name, such as cnn6-kd or mlp64-fitnet.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, found {seeds}")
+    names = list(dict.fromkeys((*ROSTER, *extra)))
+    for name in names:
+        student(name, epochs=epochs, seed=0)  # a wrong name is an error before anything runs
+    data = (digits_file(),)
+    taught = {"seeds": seeds, "epochs": epochs, "names": names}
+    first = Step("teacher", fit_teacher, {"epochs": teacher_epochs}, files=data)
+    second = Step("teach", teach_digits, {}, (first,), data, preview=preview_teach)
+    third = Step("students", train_students, taught, (second,), data, preview=preview_students)
+    return [Step("report", report, {"epochs": epochs}, (first, second, third))]
+
+
+def student(name: str, *, epochs: int, seed: int) -> Student:
+    """The student that a name such as cnn4-kd describes; UnknownStudentError when it is none."""
+    match = re.fullmatch(r"(cnn|mlp)(\d{1,3})-(\w+)", name)
+    if not match or match[3] not in METHODS or int(match[2]) < 1:
+        method = name.partition("-")[2]
+        raise UnknownStudentError(
+            f"no student {name!r}: expected cnn or mlp, a width, '-' and a method, such as cnn6-kd; "
+            f"for the method, {nearest(method, METHODS)}"
+        )
+    build, feature = (cnn, CNN_FEATURE) if match[1] == "cnn" else (mlp, MLP_FEATURE)
+    recipe, split, settings = METHODS[match[3]]
+    return Student(
+        name,
+        partial(build, int(match[2])),
+        recipes.find(recipe, **settings),
+        layers={"logits": "", "feature": feature},
+        split=split,
+        fit=Fit(epochs=epochs * (EPOCHS_OF_FEW if split == "few" else 1)),
+        seed=seed,
+    )
+
+
+def students(names: list[str], epochs: int, seeds: int) -> list[Student]:
+    """Every name with every seed."""
+    return [student(name, epochs=epochs, seed=seed) for name in names for seed in range(seeds)]
+
+
+def fit_teacher(run: Run, inputs: Mapping[str, Result], *, epochs: int) -> Result:
+    """Train the teacher on labels, with shifted images; its weights are fixed from here on."""
+    pupil = Student(
+        TEACHER, partial(cnn, 20, shift=2), recipes.find("labels"), fit=Fit(epochs=epochs)
+    )
+    (record,) = train(
+        [pupil],
+        digits_rows(),
+        None,
+        splits=digits_splits(),
+        evaluation=Evaluation("test", classification),
+        folder=run.folder / "teacher",
+        runner=LocalRunner(),
+        threads=2,
+    )
+    weights = str(record.weights.relative_to(run.folder))
+    return {
+        "outputs": [weights],
+        "weights": weights,
+        "digest": record.content["digest"],
+        "parameters": record.content["parameters"],
+        "metrics": dict(record.metrics),
+    }
+
+
+def digits_teacher(run: Run, inputs: Mapping[str, Result]) -> ModuleTeacher:
+    """The trained CNN, its logits and its last feature layer."""
+    return ModuleTeacher(
+        TEACHER,
+        partial(cnn, 20),
+        weights=run.folder / inputs["teacher"]["weights"],
+        layers={"logits": "", "feature": CNN_FEATURE},
+        encodings=ENCODINGS,
+    )
+
+
+def cache_path(run: Run) -> Any:
+    """The cache of a run."""
+    return run.folder / "digits.cache"
+
+
+def teach_digits(run: Run, inputs: Mapping[str, Result]) -> Result:
+    """Cache what the teacher says about every digit."""
+    cache = Cache.at(cache_path(run))
+    teacher = digits_teacher(run, inputs)
+    snapshot = teach(
+        cache,
+        digits_rows(),
+        teacher,
+        runner=run.runner,
+        shard_rows=1250,
+        listen=run.listen,
+    )
+    return {"snapshot": snapshot.number, "rows": snapshot.rows}
+
+
+def preview_teach(run: Run, inputs: Mapping[str, Result]) -> str:
+    """Which rows the teacher would answer."""
+    if not (cache_path(run) / "cache.json").exists():
+        return f"{len(digits_rows()):,} rows: there is no cache yet"
+    return plan_teach(Cache(cache_path(run)), digits_rows(), digits_teacher(run, inputs)).why
+
+
+def _training(run: Run, inputs: Mapping[str, Result]) -> dict[str, Any]:
+    return {
+        "rows": digits_rows(),
+        "snapshot": Cache(cache_path(run)).snapshot(inputs["teach"]["snapshot"]),
+        "splits": digits_splits(),
+        "evaluation": Evaluation("test", classification, signals=("logits",)),
+        "folder": run.folder / "students",
+    }
+
+
+def train_students(
+    run: Run, inputs: Mapping[str, Result], *, names: list[str], epochs: int, seeds: int
+) -> Result:
+    """Train and evaluate every student that has no record yet."""
+    wanted = students(names, epochs, seeds)
+    records = train(wanted, **_training(run, inputs), runner=run.runner, listen=run.listen)
+    return {"records": [str(record.folder.relative_to(run.folder)) for record in records]}
+
+
+def preview_students(
+    run: Run, inputs: Mapping[str, Result], *, names: list[str], epochs: int, seeds: int
+) -> str:
+    """Which students would be trained."""
+    plan = plan_train(students(names, epochs, seeds), **_training(run, inputs))
+    if not plan.stale:
+        return ""
+    return f"{len(plan.stale)} trainings without a record: {', '.join(plan.names)}"

