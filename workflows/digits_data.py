@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+
 from stillroom.stages.rows import ArrayRows
 from stillroom.storage.errors import StillroomError
 

@@ -85,6 +85,7 @@ def _student(name: str, runs: Sequence[Record]) -> dict[str, Any]:
         "architecture": name.partition("-")[0],
         "recipe": " + ".join(first["terms"]),
         "parameters": first["parameters"],
+        "rows": first["rows"],
         "labels": labels if reads_labels else 0,
         "uses_teacher": bool(first["reads"]),
         **{

@@ -25,6 +25,7 @@ def run_workflow(
 ) -> None:
     """Run a workflow and print its progress, then its table (or one JSON object)."""
     from rich.console import Console
+
     from stillroom.workflows.progress import Progress
 
     started = time.perf_counter()

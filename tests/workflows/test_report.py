@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stillroom.workflows.report import amount, compare, duration, share, write_report
+
+from stillroom.workflows.report import write_report
+from stillroom.workflows.report_words import compare
+from stillroom.workflows.spelling import amount, duration, share
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -93,6 +96,7 @@ def student(
         "recipe": recipe,
         "parameters": {"mlp-64": 52_650, "cnn-8": 9_098}.get(architecture, 1000),
         "labels": labels,
+        "rows": labels,
         "uses_teacher": taught,
         "accuracy": interval(accuracy, half),
         "agreement": interval(accuracy + 0.01, half),

@@ -1,0 +1,53 @@
+# Every target builds its own environment first, when it is missing or older than what it is made from.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := pipeline stages storage workflows
+CHECKED := $(PACKAGES) tests examples benchmarks
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test check slow bench types format clean help
+
+help:
+	@echo "make demo    teach once, train eight students on real digits, write a report"
+	@echo "make test    run the tests"
+	@echo "make check   ruff and mypy"
+	@echo "make slow    the slower proofs and the examples (installs what they need)"
+	@echo "make bench   benchmarks; writes benchmarks/results.md"
+
+demo: $(VENV)/ready
+	$(BIN)/stillroom run digits
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+check: $(VENV)/ready types
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/mypy
+
+slow: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[text]'
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/run.py
+
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix $(CHECKED)
+	$(BIN)/ruff format $(CHECKED)
+
+# mypy cannot see through the editable install's mapping; these links show it the packages by name.
+types:
+	@mkdir -p build/types/stillroom
+	@for package in $(PACKAGES); do ln -sfn ../../../$$package build/types/stillroom/$$package; done
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stillroom needs Python 3.11 or newer")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build out .mypy_cache .ruff_cache .pytest_cache .hypothesis

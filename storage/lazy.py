@@ -1,0 +1,51 @@
+"""A snapshot's signal as a dask array: for computations over the whole cache, out of core."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillroom.storage.errors import SignalError
+from stillroom.storage.reader import Reader
+from stillroom.storage.snapshot import Snapshot
+
+
+def dask_array(snapshot: Snapshot, name: str) -> Any:
+    """The decoded signal as a dask array (rows, *shape), one block for each stored shard.
+
+    Rows are in the order of `snapshot.keys`. The graph holds functions that load a block, not
+    arrays, so that any dask scheduler can carry it to other processes. Raises UnknownSignalError,
+    and SignalError for signals whose rows differ in length (read those with a Reader).
+    """
+    import dask.array as da
+    from dask import delayed
+
+    signal = snapshot.find(name)[1]
+    if signal.kind != "fixed":
+        raise SignalError(f"signal {name!r} is {signal.kind}; dask arrays need rows of one shape")
+    shape = signal.inner_shape
+    one = Reader(snapshot, [name], check=False).take(np.zeros(0, np.int64))[name]
+    assert isinstance(one, np.ndarray)
+    load = delayed(_load, pure=True)
+    blocks = [
+        da.from_delayed(
+            load(str(snapshot.cache), snapshot.number, name, run.start, run.start + run.rows),
+            (run.rows, *shape),
+            dtype=one.dtype,
+        )
+        for run in sorted(snapshot.runs(name), key=lambda run: run.start)
+    ]
+    return da.concatenate(blocks, axis=0)
+
+
+@functools.lru_cache(maxsize=16)
+def _reader(cache: str, number: int, name: str) -> Reader:
+    """One reader a process: opening one maps every shard of the signal."""
+    return Reader(Snapshot(Path(cache), number), [name])
+
+
+def _load(cache: str, number: int, name: str, start: int, stop: int) -> Any:
+    return _reader(cache, number, name).take(np.arange(start, stop))[name]
