@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from stillroom.storage.errors import CorruptShardError, SignalError
+
+from stillroom.storage.errors import GARBLED, CorruptShardError, SignalError
 from stillroom.storage.files import crc32c, write_atomic
 from stillroom.storage.gather import Extent, Extents, Int64s
 from stillroom.storage.part import Part
@@ -56,13 +57,20 @@ def _stored(part: Part) -> np.dtype[Any]:
 
 def _columns(signal: Signal, values: Values) -> dict[str, pa.Array]:
     if signal.kind == "text":
-        return {signal.name: pa.array(values, pa.large_string())}
+        try:
+            column = pa.array(values, pa.large_string())
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise SignalError(f"signal {signal.name!r} should be text: {error}") from error
+        if column.null_count:
+            raise SignalError(f"signal {signal.name!r}: {column.null_count:,} texts are None")
+        return {signal.name: column}
     if not isinstance(values, Ragged):
         raise SignalError(f"signal {signal.name!r} has rows of lengths; an array was given")
     encoded = signal.coding.encode(values.values)
     columns = {}
     for part in signal.parts:
-        flat = np.ascontiguousarray(encoded[part.name]).view(_stored(part)).reshape(-1)
+        native = np.ascontiguousarray(encoded[part.name], part.dtype)
+        flat = native.view(_stored(part)).reshape(-1)
         column = pa.array(flat)
         for size in reversed(part.shape):
             column = pa.FixedSizeListArray.from_arrays(column, size)
@@ -108,17 +116,20 @@ class ArrowRows:
             name = signal.array_name(part)
             extents, layouts = [], {}
             for run in runs:
-                stored = run.files[name]
+                stored = run.stored(name)
                 file = files.add(run.segment, stored)
                 try:
-                    layouts[file] = {k: int(v) for k, v in stored.layout["columns"][name].items()}
-                    place = layouts[file]["offsets"] + run.slot * _OFFSET.itemsize
-                except (KeyError, TypeError, ValueError) as error:
+                    found = stored.layout["columns"][name]
+                    layouts[file] = {k: int(found[k]) for k in ("offsets", "values", "elements")}
+                except GARBLED as error:
                     raise CorruptShardError(
                         f"the receipt of {run.segment / stored.path} does not describe {name}"
                     ) from error
+                place = layouts[file]["offsets"] + run.slot * _OFFSET.itemsize
                 extents.append(Extent(run.start, run.rows, file, place))
-            offsets = Extents(extents, files.mappings, _OFFSET.itemsize, files.touch)
+            # A row's offset is read together with the next one, where the row ends.
+            size = _OFFSET.itemsize
+            offsets = Extents(extents, files.mappings, size, files.touch, read_bytes=2 * size)
             self._columns[part.name] = _Column(part, offsets, layouts, files)
 
     def missing(self, positions: Int64s) -> Int64s:
@@ -129,13 +140,21 @@ class ArrowRows:
         """Ragged rows (text: a list of strings), or the parts by name as they are stored."""
         parts = {name: column.read(positions) for name, column in self._columns.items()}
         if self._signal.kind == "text":
-            text = parts[""]
-            return [bytes(row).decode() for row in text] if decode else parts
+            return _texts(parts[""]) if decode else parts
         if not decode:
             return parts
         some = next(iter(parts.values()))
+        if any(not np.array_equal(part.offsets, some.offsets) for part in parts.values()):
+            raise CorruptShardError(f"parts of signal {self._signal.name!r} differ in length")
         arrays = {name: part.values for name, part in parts.items()}
         return Ragged(self._signal.coding.decode(arrays, self._signal.inner_shape), some.offsets)
+
+
+def _texts(rows: Ragged) -> list[str]:
+    try:
+        return [bytes(row).decode() for row in rows]
+    except UnicodeDecodeError as error:
+        raise CorruptShardError(f"a stored text is not UTF-8: {error}") from error
 
 
 class _Column:

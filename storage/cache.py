@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
 from stillroom.storage.errors import BusyError, FormatError, NotACacheError
-from stillroom.storage.files import read_json, remove_leftovers, store_errors, write_json
+from stillroom.storage.files import (
+    TEMPORARY,
+    read_json,
+    remove_leftovers,
+    store_errors,
+    write_json,
+)
 from stillroom.storage.segment import FORMAT, Ask, Draft, Hashes, Segment
 from stillroom.storage.snapshot import Served, Snapshot, write_snapshot
+
+_SEGMENT = re.compile(r"[0-9]{4,9}-")
+_SNAPSHOT = re.compile(r"[0-9]{6,9}\.json")
+
+
+def _number(segment: Path) -> int:
+    return int(segment.name.partition("-")[0])
 
 
 class Cache:
@@ -55,11 +70,16 @@ class Cache:
         A folder that holds something else is refused (NotACacheError).
         """
         path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise NotACacheError(f"{path} is a file, not a cache's folder; name another path")
-        if not path.exists() or not any(path.iterdir()):
-            with store_errors(path):
+        with store_errors(path):
+            try:
                 path.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise NotACacheError(
+                    f"{path} is a file or below one, not a cache's folder; name another path"
+                ) from error
+            # A process that was killed while it made the cache may have left a temporary file.
+            empty = all(p.name.startswith(TEMPORARY) for p in path.iterdir())
+        if empty:
             write_json(path / "cache.json", {"format": FORMAT, "stillroom": "teacher cache"})
         return cls(path)
 
@@ -79,7 +99,8 @@ class Cache:
         folder = self.path / "segments"
         if not folder.is_dir():
             return []
-        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        found = [p for p in folder.iterdir() if _SEGMENT.match(p.name) and p.is_dir()]
+        return sorted(found, key=lambda p: (_number(p), p.name))
 
     def draft(
         self,
@@ -91,7 +112,7 @@ class Cache:
         shard_rows: int,
     ) -> Draft:
         """Begin a new segment; call it inside `writing()`."""
-        numbers = [int(p.name[:4]) for p in self._folders() if p.name[:4].isdigit()]
+        numbers = [_number(p) for p in self._folders()]
         return Draft.create(
             self.path / "segments",
             max(numbers, default=0) + 1,
@@ -105,7 +126,8 @@ class Cache:
 
     def snapshots(self) -> list[int]:
         """The numbers of all snapshots, oldest first."""
-        return sorted(int(p.stem) for p in (self.path / "snapshots").glob("[0-9]*.json"))
+        found = (self.path / "snapshots").glob("*.json")
+        return sorted(int(p.stem) for p in found if _SNAPSHOT.fullmatch(p.name))
 
     def snapshot(self, number: int | None = None) -> Snapshot:
         """One snapshot; the newest without a number. NotACacheError when there is none."""
@@ -138,7 +160,7 @@ class Cache:
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
                 raise BusyError(
                     f"{self.path} is being written by another process: {holder or 'unknown'}. Wait "
@@ -147,8 +169,9 @@ class Cache:
             holder = json.dumps(
                 {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%F %T")}
             )
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, holder.encode(), 0)
+            with store_errors(path, len(holder)):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, holder.encode(), 0)
             remove_leftovers(self.path)
             yield
         finally:

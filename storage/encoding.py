@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from stillroom.storage.errors import FormatError, SignalError
 from stillroom.storage.part import Array, Encoding, Part
 from stillroom.storage.topk import TopK

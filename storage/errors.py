@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 GARBLED = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError)
 """What taking fields out of damaged or made-up JSON can raise."""
 

@@ -15,6 +15,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
+
 from stillroom.storage.errors import (
     CorruptShardError,
     FormatError,
@@ -69,7 +70,7 @@ def write_atomic(path: Path, buffers: Iterable[Buffer]) -> int:
 
     Raises StoreFullError or StorePermissionError; the temporary file is then gone again.
     """
-    parts = [memoryview(b).cast("B") for b in buffers if len(b)]
+    parts = [np.frombuffer(b, np.uint8).data for b in buffers if len(b)]
     size = sum(part.nbytes for part in parts)
     temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(6)}-{path.name}"
     with store_errors(path, size):

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from stillroom.storage.errors import CorruptShardError
 from stillroom.storage.mapped import Mapping
 

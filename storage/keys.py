@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
 from stillroom.storage.errors import RowsError, listed
 
 KeyList = Sequence[str] | Sequence[int] | NDArray[Any] | Any
@@ -45,7 +46,7 @@ def _plain(keys: KeyList) -> Any:
     if isinstance(keys, np.ndarray):
         if keys.ndim != 1:
             raise TypeError(f"found an array of shape {keys.shape}")
-        return keys.astype(object) if keys.dtype.kind == "U" else keys
+        return keys.astype(object if keys.dtype.kind == "U" else keys.dtype.newbyteorder("="))
     return list(keys)
 
 

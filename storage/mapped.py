@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from stillroom.storage.errors import CorruptShardError
 
 # mmap.mmap keeps a descriptor open for every mapping (Python 3.13 can be told not to), and a cache

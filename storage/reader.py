@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from stillroom.storage.errors import UnknownRowError, listed
+
+from stillroom.storage.errors import RowsError, UnknownRowError, listed
 from stillroom.storage.keys import KeyList
 from stillroom.storage.segment import shard_format
 from stillroom.storage.shards import RowSource
@@ -64,7 +65,7 @@ class Reader:
         return {name: self._read(name, positions, decode=False) for name in self.names}
 
     def _read(self, name: str, positions: Int64s, decode: bool) -> Any:
-        positions = np.ascontiguousarray(positions, np.int64)
+        positions = _whole(positions)
         try:
             return self._sources[name].read(positions, decode=decode)
         except IndexError:
@@ -73,6 +74,7 @@ class Reader:
 
     def require(self, positions: Int64s) -> None:
         """Raise UnknownRowError when a signal is not stored for one of these rows."""
+        positions = _whole(positions)
         for name, source in self._sources.items():
             lacking = source.missing(positions)
             if len(lacking):
@@ -84,6 +86,17 @@ class Reader:
                     f"of the rows asked for: {listed(keys or positions[lacking])}. Run teach() with "
                     "its teacher over these rows"
                 )
+
+
+def _whole(positions: Any) -> Int64s:
+    """Positions as int64; RowsError for a mask or fractions, which would serve other rows."""
+    given = np.asarray(positions)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise RowsError(
+            f"positions must be a list of whole numbers, found {given.dtype} of shape {given.shape}; "
+            "turn a mask into positions with np.flatnonzero"
+        )
+    return np.ascontiguousarray(given, np.int64)
 
 
 def _reopened(cache: Any, number: int, names: Sequence[str], check: bool) -> Reader:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stillroom.storage.errors import FormatError, SignalError
+
+from stillroom.storage.errors import GARBLED, FormatError, SignalError
 from stillroom.storage.shards import StoredFile
 from stillroom.storage.signal import Signal
 
@@ -22,14 +24,21 @@ def stored_files(receipt: Mapping[str, Any], where: Path) -> list[StoredFile]:
     try:
         signals = receipt["signals"].values()
         return [StoredFile.from_json(file) for signal in signals for file in signal["files"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except GARBLED as error:
         raise FormatError(f"{where} is no receipt: {error}") from error
 
 
-def agreed_signals(path: Path, receipts: Mapping[int, Mapping[str, Any]]) -> dict[str, Signal]:
-    """The signals that all shards of a segment hold; SignalError when two disagree."""
+def agreed_signals(
+    path: Path, receipts: Mapping[int, Mapping[str, Any]], asked: Collection[str]
+) -> dict[str, Signal]:
+    """The signals that all shards of a segment hold; SignalError when two disagree.
+
+    FormatError when a receipt lists other signals than were asked for.
+    """
     agreed: dict[str, Signal] = {}
     for index, receipt in receipts.items():
+        if set(receipt["signals"]) != set(asked):
+            raise FormatError(f"{receipt_path(path, index)} does not list the signals of its plan")
         for name, described in receipt["signals"].items():
             signal = Signal.from_json(name, described)
             known = agreed.setdefault(name, signal)
@@ -42,8 +51,13 @@ def agreed_signals(path: Path, receipts: Mapping[int, Mapping[str, Any]]) -> dic
     return agreed
 
 
-def merged_errors(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def merged_errors(path: Path, errors: Sequence[Any]) -> dict[str, float]:
     """The encoding's error over all shards: the largest of maxima, the mean of means."""
+    for error in errors:
+        if not isinstance(error, Mapping) or not all(
+            isinstance(value, int | float) and math.isfinite(value) for value in error.values()
+        ):
+            raise FormatError(f"a receipt of {path} states an error that is no number: {error}")
     names = sorted({name for error in errors for name in error})
     merged = {}
     for name in names:

@@ -19,15 +19,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
 from stillroom.storage.arrow_shards import ArrowShards
-from stillroom.storage.errors import CorruptShardError, FormatError, SignalError
+from stillroom.storage.errors import (
+    GARBLED,
+    CorruptShardError,
+    FormatError,
+    RowsError,
+    SignalError,
+    listed,
+)
 from stillroom.storage.files import (
     TEMPORARY,
     crc32c,
     read_json,
     store_errors,
     sync_folder,
-    write_atomic,
     write_json,
 )
 from stillroom.storage.identity import digest
@@ -37,8 +44,9 @@ from stillroom.storage.receipt import (
     receipt_path,
     stored_files,
 )
-from stillroom.storage.shards import Run, ShardFormat, StoredFile
+from stillroom.storage.shards import Run, ShardFormat, StoredFile, inside
 from stillroom.storage.signal import Signal, Values, checked_name
+from stillroom.storage.table import read_table, write_table
 from stillroom.storage.zarr_shards import ZarrShards, describe_arrays
 
 FORMAT = 1
@@ -72,8 +80,15 @@ class Ask:
         return {"encoding": self.encoding, "source": self.source}
 
 
+def _rows_schema(key: pa.DataType) -> pa.Schema:
+    return pa.schema([("key", key), ("hash", pa.binary(16)), ("view", pa.int32())])
+
+
 class Folder:
     """What a draft and a sealed segment share: the plan, the rows, the receipts."""
+
+    _sums: Mapping[str, str] = {}
+    """Checksums of small files; a draft has none yet."""
 
     def __init__(self, path: Path) -> None:
         """Read the plan of a segment's folder."""
@@ -85,10 +100,16 @@ class Folder:
             self.digest = str(plan["digest"])
             self.asked = {n: Ask(a["encoding"], a["source"]) for n, a in plan["asked"].items()}
             self.rows, self.shard_rows = int(plan["rows"]), int(plan["shard_rows"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except GARBLED as error:
             raise FormatError(f"{path / 'plan.json'} lacks or garbles {error}") from error
         if self.rows < 1 or self.shard_rows < 1 or plan.get("format") != FORMAT:
             raise FormatError(f"{path / 'plan.json'} is not a plan of format {FORMAT}")
+        stored = path / "rows.arrow"
+        if not stored.is_file():
+            raise CorruptShardError(f"{stored} is missing; restore it, or teach again")
+        # Cheap, and bounds what a made-up number of rows can make us allocate.
+        if self.rows > stored.stat().st_size:
+            raise CorruptShardError(f"{stored} does not hold the {self.rows:,} rows of its plan")
 
     def shards(self) -> list[Shard]:
         """Every shard, finished or not."""
@@ -98,13 +119,9 @@ class Folder:
     @cached_property
     def _rows(self) -> pa.RecordBatch:
         path = self.path / "rows.arrow"
-        try:
-            with pa.memory_map(str(path)) as source:
-                batch = pa.ipc.open_file(source).get_batch(0)
-            batch.validate(full=True)
-        except (pa.ArrowException, OSError) as error:
-            raise CorruptShardError(f"{path} cannot be read: {error}") from error
-        if batch.schema.names != ["key", "hash", "view"] or len(batch) != self.rows:
+        batch = read_table(path, self._sums.get("rows.arrow"))
+        known = [_rows_schema(key) for key in (pa.int64(), pa.large_string())]
+        if batch.schema not in known or len(batch) != self.rows:
             raise CorruptShardError(f"{path} does not hold the {self.rows:,} rows of its plan")
         return batch
 
@@ -152,6 +169,13 @@ class Draft(Folder):
         checked_name(teacher, "teacher")
         for name in asked:
             checked_name(name, "signal")
+        hashes = np.ascontiguousarray(hashes)
+        if not len(keys) or shard_rows < 1 or hashes.nbytes != 16 * len(keys):
+            raise RowsError(
+                f"a segment needs rows, each with a key and a hash of 16 bytes, and shards of at least "
+                f"one row; found {len(keys):,} keys, {hashes.nbytes:,} bytes of hashes and shards of "
+                f"{shard_rows:,} rows"
+            )
         name = digest(dict(identity))
         path = segments / f"{number:04d}-{teacher}-{name[:12]}"
         building = segments / f"{TEMPORARY}{secrets.token_hex(6)}"
@@ -159,14 +183,9 @@ class Draft(Folder):
             building.mkdir(parents=True)
         try:
             view = pa.array(np.zeros(len(keys), np.int32))
-            column = pa.Array.from_buffers(
-                pa.binary(16), len(keys), [None, pa.py_buffer(np.ascontiguousarray(hashes))]
-            )
-            batch = pa.record_batch([keys, column, view], names=["key", "hash", "view"])
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_file(sink, batch.schema) as writer:
-                writer.write_batch(batch)
-            write_atomic(building / "rows.arrow", [sink.getvalue()])
+            column = pa.Array.from_buffers(pa.binary(16), len(keys), [None, pa.py_buffer(hashes)])
+            batch = pa.record_batch([keys, column, view], schema=_rows_schema(keys.type))
+            write_table(building / "rows.arrow", batch)
             plan = {
                 "format": FORMAT,
                 "teacher": teacher,
@@ -192,6 +211,11 @@ class Draft(Folder):
         """Write all signals of one shard, then its receipt; return the receipt."""
         described: dict[str, Any] = {}
         for name, ask in self.asked.items():
+            if len(values[name]) != shard.stop - shard.start:
+                raise SignalError(
+                    f"signal {name!r}, shard {shard.index}: {len(values[name]):,} rows were given for "
+                    f"slots {shard.start:,} to {shard.stop:,}"
+                )
             signal = Signal.of(name, values[name], ask.encoding, ask.source)
             try:
                 files = shard_format(signal).write(
@@ -222,7 +246,7 @@ class Draft(Folder):
         receipts = {s.index: r for s in self.shards() if (r := self.receipt(s.index)) is not None}
         if not receipts:
             raise CorruptShardError(f"{self.path} has no finished shard; nothing to seal")
-        signals = agreed_signals(self.path, receipts)
+        signals = agreed_signals(self.path, receipts, self.asked)
         fixed = [signal for signal in signals.values() if signal.kind == "fixed"]
         if fixed:
             describe_arrays(self.path, fixed, self.rows, self.shard_rows)
@@ -231,8 +255,8 @@ class Draft(Folder):
             each = [receipt["signals"][name] for receipt in receipts.values()]
             described[name] = {
                 **signal.to_json(),
-                "bytes": sum(f["bytes"] for s in each for f in s["files"]),
-                "error": merged_errors([s["error"] for s in each]),
+                "bytes": sum(int(f["bytes"]) for s in each for f in s["files"]),
+                "error": merged_errors(self.path, [s.get("error") for s in each]),
             }
         sealed = {
             "format": FORMAT,
@@ -264,15 +288,36 @@ class Segment(Folder):
         super().__init__(path)
         sealed = read_json(path / "segment.json")
         try:
+            if sealed["format"] != FORMAT:
+                raise ValueError(f"format {sealed['format']!r}, expected {FORMAT}")
+            if (sealed["digest"], sealed["rows"], sealed["shard_rows"]) != (
+                *(self.digest, self.rows, self.shard_rows),
+            ):
+                raise ValueError("digest or rows: they are not those of its plan")
             self.finished = tuple(int(i) for i in sealed["shards"])
+            shards = -(-self.rows // self.shard_rows)
+            if not all(0 <= i < shards for i in self.finished):
+                raise ValueError(f"shards: there are only {shards:,}")
             self.signals = {n: Signal.from_json(n, s) for n, s in sealed["signals"].items()}
             self.bytes = int(sealed["bytes"])
             self.errors = {n: dict(s["error"]) for n, s in sealed["signals"].items()}
             self.signal_bytes = {n: int(s["bytes"]) for n, s in sealed["signals"].items()}
-            self._sums = dict(sealed["files"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._sums = {inside(name): str(crc) for name, crc in sealed["files"].items()}
+            small = [path / "plan.json", path / "rows.arrow"]
+            small += [receipt_path(path, i) for i in self.finished]
+            if lacking := [p.name for p in small if str(p.relative_to(path)) not in self._sums]:
+                raise ValueError(f"files: no checksum of {listed(lacking)}")
+        except GARBLED as error:
             raise FormatError(f"{path / 'segment.json'} lacks or garbles {error}") from error
+        self._require_unchanged(path / "plan.json")
         self._files: dict[int, dict[str, StoredFile]] = {}
+
+    def _require_unchanged(self, path: Path) -> None:
+        """A receipt says where values lie, so its own bytes are checked before it is believed."""
+        if not path.is_file():
+            raise CorruptShardError(f"{path} is missing from a sealed segment")
+        if f"{crc32c([path.read_bytes()]):08x}" != self._sums[str(path.relative_to(self.path))]:
+            raise CorruptShardError(f"{path} was changed after sealing; restore it, or teach again")
 
     def served(self) -> NDArray[np.bool_]:
         """(rows,) bool: slots whose shard was finished."""
@@ -281,17 +326,26 @@ class Segment(Folder):
     def files(self, shard: int) -> dict[str, StoredFile]:
         """The stored files of one finished shard, by array name."""
         if shard not in self._files:
+            if shard not in self.finished:
+                raise CorruptShardError(f"{self.path} has no finished shard {shard}")
             path = receipt_path(self.path, shard)
-            if not path.exists():
-                raise CorruptShardError(f"{path} is missing from a sealed segment")
+            self._require_unchanged(path)
             self._files[shard] = {
                 name: file for file in stored_files(read_json(path), path) for name in file.arrays
             }
         return self._files[shard]
 
     def runs(self, signal: str, start: int, slot: int, rows: int) -> list[Run]:
-        """Positions from `start` served by slots from `slot`, cut at the borders of shards."""
+        """Positions from `start` served by slots from `slot`, cut at the borders of shards.
+
+        CorruptShardError when the segment has no such signal, slots or finished shards.
+        """
         cut, end = [], slot + rows
+        if signal not in self.signals or slot < 0 or rows < 1 or end > self.rows:
+            raise CorruptShardError(
+                f"{self.path} does not hold slots {slot:,} to {end:,} of signal {signal!r}; the "
+                "snapshot is damaged"
+            )
         names = {self.signals[signal].array_name(p) for p in self.signals[signal].parts}
         while slot < end:
             shard, within = divmod(slot, self.shard_rows)
@@ -306,7 +360,7 @@ class Segment(Folder):
         found = []
         for name, expected in self._sums.items():
             path = self.path / name
-            if not path.exists():
+            if not path.is_file():
                 found.append(f"{path} is missing")
             elif f"{crc32c([path.read_bytes()]):08x}" != expected:
                 found.append(f"{path} was changed after sealing")
@@ -315,7 +369,7 @@ class Segment(Folder):
         for shard in self.finished:
             for file in {f.path: f for f in self.files(shard).values()}.values():
                 path = self.path / file.path
-                if not path.exists():
+                if not path.is_file():
                     found.append(f"{path} is missing")
                     continue
                 try:

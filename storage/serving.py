@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
 from stillroom.storage.keys import KeyIndex
 from stillroom.storage.segment import Ask, Hashes, Segment
 

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
 from stillroom.storage.errors import CorruptShardError
 from stillroom.storage.files import crc32c
 from stillroom.storage.gather import Int64s
 from stillroom.storage.mapped import Mapping as FileMapping
 from stillroom.storage.signal import Signal, Values
-
 
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}(/[A-Za-z0-9][A-Za-z0-9._-]{0,199}){0,99}")
 
@@ -45,9 +45,12 @@ class StoredFile:
     """The arrays or columns that it holds."""
     bytes: int
     crc32c: str
-    """Of the whole file, eight hexadecimal digits."""
+    """Of all bytes before the trailer, eight hexadecimal digits."""
     layout: Mapping[str, Any]
     """Where in the file the values start; each format says how."""
+    trailer: int = 0
+    """Bytes at the end (0 or 4) that repeat the checksum, little endian. They cannot be part of it:
+    the CRC of anything followed by its own CRC is one and the same number for every file."""
 
     def to_json(self) -> dict[str, Any]:
         """As the receipt holds it."""
@@ -57,6 +60,7 @@ class StoredFile:
             "bytes": self.bytes,
             "crc32c": self.crc32c,
             "layout": dict(self.layout),
+            "trailer": self.trailer,
         }
 
     @classmethod
@@ -64,12 +68,17 @@ class StoredFile:
         """Read back `to_json`; ValueError when a path would leave the segment."""
         path = inside(value["path"])
         arrays = tuple(str(name) for name in value["arrays"])
-        return cls(path, arrays, int(value["bytes"]), str(value["crc32c"]), dict(value["layout"]))
+        size, trailer = int(value["bytes"]), int(value["trailer"])
+        if trailer not in (0, 4):
+            raise ValueError(f"trailer of {trailer} bytes")
+        return cls(path, arrays, size, str(value["crc32c"]), dict(value["layout"]), trailer)
 
     def check(self, content: NDArray[np.uint8], where: Path) -> None:
         """Raise CorruptShardError when the content is not what was written."""
-        found = f"{crc32c([content]):08x}"
-        if found != self.crc32c:
+        body, trailer = np.split(content, [len(content) - self.trailer])
+        found = f"{crc32c([body]):08x}"
+        repeated = trailer[::-1].tobytes().hex() or found
+        if found != self.crc32c or repeated != self.crc32c:
             raise CorruptShardError(
                 f"{where / self.path}: checksum {found}, its receipt says {self.crc32c}: bytes were "
                 f"changed after they were written. Move {where} away and teach again: only its rows "
@@ -88,6 +97,19 @@ class Run:
     """Slot of the first row within its shard."""
     files: Mapping[str, StoredFile]
     """The shard's files of one signal, by array name."""
+
+    def stored(self, array: str) -> StoredFile:
+        """The file that holds an array; CorruptShardError when it lacks the array or these rows."""
+        file = self.files.get(array)
+        if file is None:
+            raise CorruptShardError(f"a receipt of {self.segment} lists no file for {array!r}")
+        rows = file.layout.get("rows")
+        if not isinstance(rows, int) or self.slot + self.rows > rows:
+            raise CorruptShardError(
+                f"{self.segment / file.path} holds {rows} rows, slots to {self.slot + self.rows} "
+                "were asked for; the snapshot or the receipt is damaged"
+            )
+        return file
 
 
 class RowSource(Protocol):

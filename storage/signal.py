@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
 from stillroom.storage.encoding import encoding
 from stillroom.storage.errors import GARBLED, FormatError, SignalError
 from stillroom.storage.part import Encoding, Part
@@ -75,7 +76,7 @@ class Signal:
         if self.dtype == TEXT and (self.shape, self.encoding) != ((), "raw"):
             raise SignalError(f"signal {self.name!r} is text, which is only stored raw")
         if not isinstance(self.dtype, str):
-            self._check_fields()
+            self._check_fields(self.dtype)
         self.coding.check(self.name, self.inner_shape, self.value_dtype)
         if self.row_bytes >= _LARGEST_ROW:
             raise SignalError(
@@ -83,13 +84,13 @@ class Signal:
                 f"limit is {_LARGEST_ROW:,}. Let its first axis vary: return a list of arrays"
             )
 
-    def _check_fields(self) -> None:
+    def _check_fields(self, fields: tuple[tuple[str, str, tuple[int, ...]], ...]) -> None:
         """Each field of a record becomes an array named `signal.field`."""
-        if not self.dtype:
+        if not fields:
             raise SignalError(f"signal {self.name!r} is a record without fields")
-        for name, _, shape in self.dtype:
-            checked_name(name, f"signal {self.name!r}: field")  # type: ignore[has-type]
-            if any(n < 1 for n in shape):  # type: ignore[has-type]
+        for name, _, shape in fields:
+            checked_name(name, f"signal {self.name!r}: field")
+            if any(n < 1 for n in shape):
                 raise SignalError(f"signal {self.name!r}: field {name!r} holds no values")
 
     @property

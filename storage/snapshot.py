@@ -7,6 +7,7 @@ their own; rows are known by key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
 from stillroom.storage.errors import (
+    GARBLED,
     CorruptShardError,
     FormatError,
     UnknownRowError,
@@ -24,11 +27,12 @@ from stillroom.storage.errors import (
     listed,
     nearest,
 )
-from stillroom.storage.files import read_json, write_atomic, write_json
+from stillroom.storage.files import read_json, write_json
 from stillroom.storage.keys import KeyIndex, KeyList, as_keys
-from stillroom.storage.segment import FORMAT, Segment
+from stillroom.storage.segment import FORMAT, Hashes, Segment
 from stillroom.storage.shards import Run
 from stillroom.storage.signal import Signal
+from stillroom.storage.table import read_table, write_table
 
 Int64s = NDArray[np.int64]
 _SCHEMA = pa.schema(
@@ -40,6 +44,7 @@ _SCHEMA = pa.schema(
         ("slot", pa.int64()),
     ]
 )
+_SEGMENT = re.compile(r"[0-9]{4,9}-[A-Za-z0-9_-]{1,100}")
 
 
 @dataclass(frozen=True)
@@ -106,16 +111,14 @@ def write_snapshot(
             columns["segment"].append(s.segments[segment[start]])
             columns["slot"].append(int(slot[start]))
     batch = pa.record_batch([pa.array(columns[f.name], f.type) for f in _SCHEMA], schema=_SCHEMA)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, _SCHEMA) as writer:
-        writer.write_batch(batch)
-    write_atomic(folder / f"{number:06d}.arrow", [sink.getvalue()])
+    checksum = write_table(folder / f"{number:06d}.arrow", batch)
     described = {
         "format": FORMAT,
         "number": number,
         "parent": parent,
         "why": why,
         "rows": int(held.sum()),
+        "crc32c": checksum,
         "sources": [s.source.to_json() for s in served],
     }
     write_json(folder / f"{number:06d}.json", described)
@@ -144,10 +147,15 @@ class Snapshot:
             if described["format"] != FORMAT:
                 raise ValueError(f"format {described['format']}")
             self.rows = int(described["rows"])
-            self.parent = described["parent"]
+            if not 0 <= self.rows < 2**62:
+                raise ValueError(f"{self.rows} rows")
+            self.parent: int | None = described["parent"]
+            if not (self.parent is None or isinstance(self.parent, int)):
+                raise TypeError(f"parent {self.parent!r}")
+            self._checksum = str(described["crc32c"])
             self.why = str(described["why"])
             self.sources = tuple(Source.from_json(s) for s in described["sources"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except GARBLED as error:
             raise FormatError(f"{path} is no snapshot of format {FORMAT}: {error}") from error
         self._segments: dict[str, Segment] = {}
 
@@ -187,31 +195,49 @@ class Snapshot:
     @cached_property
     def _table(self) -> pa.RecordBatch:
         path = self.cache / "snapshots" / f"{self.number:06d}.arrow"
-        try:
-            batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-            batch.validate(full=True)
-        except (pa.ArrowException, OSError) as error:
-            raise CorruptShardError(f"{path} cannot be read: {error}") from error
+        batch = read_table(path, self._checksum)
         if batch.schema != _SCHEMA:
             raise CorruptShardError(f"{path} does not hold the runs of a snapshot")
+        start, rows, slot = (batch.column(name).to_numpy() for name in ("start", "rows", "slot"))
+        # No sum that could overflow: self.rows is below 2**62.
+        if (
+            not ((rows >= 1) & (rows <= self.rows) & (start >= 0) & (slot >= 0)).all()
+            or not ((start <= self.rows - rows) & (slot < 2**62)).all()
+        ):
+            raise CorruptShardError(f"{path} holds runs outside its {self.rows:,} rows")
         return batch
 
     def _source_runs(self, source: int) -> list[tuple[int, int, Segment, int]]:
         columns = [self._table.column(name).to_pylist() for name in _SCHEMA.names]
-        return [
-            (start, rows, self._segment(name), slot)
-            for index, start, rows, name, slot in zip(*columns, strict=True)
-            if index == source
-        ]
+        found = []
+        for index, start, rows, name, slot in zip(*columns, strict=True):
+            if index == source:
+                segment = self._holder(name, source)
+                if slot + rows > segment.rows:
+                    raise CorruptShardError(f"{segment.path} has no slots up to {slot + rows:,}")
+                found.append((start, rows, segment, slot))
+        return found
 
     def _segment(self, name: str) -> Segment:
         if name not in self._segments:
-            if "/" in name or name.startswith("."):
+            if not _SEGMENT.fullmatch(name):
                 raise FormatError(
                     f"snapshot {self.number} names a segment {name!r} outside the cache"
                 )
             self._segments[name] = Segment(self.cache / "segments" / name)
         return self._segments[name]
+
+    def _holder(self, name: str, source: int) -> Segment:
+        """A segment that serves a source; FormatError when its signals are not the source's."""
+        segment, expected = self._segment(name), self.sources[source]
+        for known, signal in expected.signals.items():
+            stored = segment.signals.get(known)
+            if stored is None or (change := signal.differs(stored)):
+                raise FormatError(
+                    f"snapshot {self.number} of {self.cache} reads signal {known!r} from {name}, which "
+                    f"holds {'no such signal' if stored is None else 'another: ' + change}"
+                )
+        return segment
 
     def runs(self, name: str) -> list[Run]:
         """Where a signal's rows lie, cut at the borders of shards."""
@@ -222,18 +248,27 @@ class Snapshot:
             for run in segment.runs(signal.name, start, slot, rows)
         ]
 
+    def hashes(self, name: str) -> Hashes:
+        """Each position's content hash, as the signal's teacher read the row; zeros if not served."""
+        found = np.zeros(self.rows, "V16")
+        for start, rows, segment, slot in self._source_runs(self.find(name)[0]):
+            found[start : start + rows] = segment.hashes[slot : slot + rows]
+        return found
+
     @cached_property
     def keys(self) -> pa.Array:
         """The key of each position: Arrow int64 or large_string."""
         pieces: dict[int, pa.Array] = {}
+        runs = [run for source in range(len(self.sources)) for run in self._source_runs(source)]
+        if self.rows > sum(run[1] for run in runs):
+            raise CorruptShardError(f"the snapshot's runs cover fewer than its {self.rows:,} rows")
         covered = np.zeros(self.rows, bool)
-        for source in range(len(self.sources)):
-            for start, rows, segment, slot in self._source_runs(source):
-                if not covered[start : start + rows].all():
-                    covered[start : start + rows] = True
-                    known = pieces.get(start)
-                    if known is None or len(known) < rows:
-                        pieces[start] = segment.keys.slice(slot, rows)
+        for start, rows, segment, slot in runs:
+            if not covered[start : start + rows].all():
+                covered[start : start + rows] = True
+                known = pieces.get(start)
+                if known is None or len(known) < rows:
+                    pieces[start] = segment.keys.slice(slot, rows)
         return _joined(pieces, self.rows)
 
     @cached_property
@@ -267,4 +302,6 @@ def _joined(pieces: Mapping[int, pa.Array], rows: int) -> pa.Array:
             end = start + len(piece)
     if end != rows:
         raise CorruptShardError(f"the snapshot's runs cover {end:,} of its {rows:,} rows")
+    if len({piece.type for piece in ordered}) > 1:
+        raise CorruptShardError("the snapshot's keys are numbers in one segment, texts in another")
     return pa.concat_arrays(ordered) if ordered else pa.array([], pa.int64())

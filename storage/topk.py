@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from stillroom.storage.errors import CorruptShardError, SignalError
 from stillroom.storage.part import Array, Part
 
@@ -55,7 +56,9 @@ class TopK:
         logits = values.astype(np.float64)
         top = logits.max(axis=-1, keepdims=True)
         if not (np.abs(top) < np.finfo(np.float32).max).all():
-            raise SignalError(f"logits with a maximum of {top[~np.isfinite(top)][:1]} have no softmax")
+            raise SignalError(
+                f"logits with NaN or a maximum of {np.abs(top).max()} have no softmax"
+            )
         weights = np.exp(logits - top)
         mass = weights.sum(axis=-1, keepdims=True)
         total = top + np.log(mass)
@@ -91,6 +94,9 @@ class TopK:
         indices, logsumexp = parts["indices"].astype(np.int64), parts["logsumexp"][..., None]
         if indices.size and indices.max() >= shape[-1]:
             raise CorruptShardError(f"a stored class {indices.max()} is none of {shape[-1]}")
+        finite = (np.isfinite(parts[name]).all() for name in ("values", "logsumexp", "tail"))
+        if not all(finite) or (parts["tail"] < 0).any():
+            raise CorruptShardError("a stored log-probability, log-sum-exp or tail cannot be")
         rest = max(shape[-1] - self.k, 1)
         with np.errstate(divide="ignore"):
             share = np.maximum(np.log(parts["tail"][..., None] / np.float32(rest)), _FLOOR)

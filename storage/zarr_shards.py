@@ -7,13 +7,14 @@ the metadata: zarr.json appears when the segment is complete.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
-from stillroom.storage.errors import CorruptShardError, SignalError
+
+from stillroom.storage.errors import SignalError
 from stillroom.storage.files import crc32c, write_atomic
 from stillroom.storage.gather import Extent, Extents, Int64s
 from stillroom.storage.part import Part
@@ -51,8 +52,10 @@ class ZarrShards:
             name = signal.array_name(part)
             path = f"{FOLDER}/{name}/c/{index}"
             size = write_atomic(segment / path, [*body, trailer])
-            whole = f"{google_crc32c.extend(checksum, trailer):08x}"
-            written.append(StoredFile(path, (name,), size, whole, {"rows": len(rows)}))
+            layout = {"rows": len(rows)}
+            written.append(
+                StoredFile(path, (name,), size, f"{checksum:08x}", layout, trailer=_TRAILER)
+            )
         return written
 
     def open(self, signal: Signal, runs: Sequence[Run], *, check: bool) -> ZarrRows:
@@ -67,7 +70,8 @@ def describe_arrays(segment: Path, signals: Sequence[Signal], rows: int, shard_r
     from zarr.storage import MemoryStore
 
     made: dict[str, Any] = {}
-    group = zarr.create_group(MemoryStore(made), zarr_format=3)
+    store = MemoryStore(made)
+    group = zarr.create_group(store, zarr_format=3)
     for signal in signals:
         for part in signal.parts:
             kind = np.dtype(part.dtype).kind
@@ -83,7 +87,13 @@ def describe_arrays(segment: Path, signals: Sequence[Signal], rows: int, shard_r
                 dimension_names=_dimensions(signal, part),
                 attributes={"stillroom": {"signal": signal.name, **signal.to_json()}},
             )
-    for name, buffer in sorted(made.items()):
+    with warnings.catch_warnings():
+        # Zarr v3 does not specify consolidated metadata yet; who does not know it ignores it, and
+        # xarray warns where it is absent.
+        warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
+        zarr.consolidate_metadata(store)
+    # The group's own metadata last: it lists the arrays.
+    for name, buffer in sorted(made.items(), key=lambda item: (item[0] == "zarr.json", item[0])):
         write_atomic(segment / FOLDER / name, [buffer.to_bytes()])
 
 
@@ -101,12 +111,7 @@ class ZarrRows:
         for part in signal.parts:
             files, extents = FileTable(check), []
             for run in runs:
-                stored = run.files[signal.array_name(part)]
-                if run.slot + run.rows > stored.layout.get("rows", 0):
-                    raise CorruptShardError(
-                        f"{run.segment / stored.path} holds {stored.layout.get('rows', 0)} rows, "
-                        f"slots to {run.slot + run.rows} were asked for; the snapshot is damaged"
-                    )
+                stored = run.stored(signal.array_name(part))
                 offset = run.slot * part.row_bytes
                 extents.append(Extent(run.start, run.rows, files.add(run.segment, stored), offset))
             self._extents[part.name] = Extents(extents, files.mappings, part.row_bytes, files.touch)
