@@ -21,7 +21,7 @@ def dask_array(snapshot: Snapshot, name: str) -> Any:
     and SignalError for signals whose rows differ in length (read those with a Reader).
     """
     import dask.array as da
-    from dask import delayed
+    from dask.delayed import delayed
 
     signal = snapshot.find(name)[1]
     if signal.kind != "fixed":
