@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ from stillroom.pipeline.step import Result, Run, Step
 from stillroom.storage.code import code_digest
 from stillroom.storage.errors import StillroomError
 from stillroom.storage.files import read_json, write_json
-from stillroom.storage.identity import differences, digest
+from stillroom.storage.identity import canonical, differences, digest
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,13 @@ def ordered(steps: Sequence[Step]) -> list[Step]:
     def visit(step: Step, above: tuple[str, ...]) -> None:
         if step.name in above:
             raise WorkflowError(f"steps need each other: {' -> '.join((*above, step.name))}")
+        if not _NAME.fullmatch(step.name):
+            raise WorkflowError(
+                f"step name {step.name!r}: expected letters, digits, '_', '.' or '-', starting with a "
+                "letter or digit, because it names a file; rename it"
+            )
         if step.name in done:
-            if done[step.name] != step:
+            if done[step.name] is not step and done[step.name] != step:
                 raise WorkflowError(f"two different steps are called {step.name!r}")
             return
         for needed in step.needs:
@@ -88,7 +97,7 @@ def execute(steps: Sequence[Step], run: Run) -> dict[str, Result]:
             run.listen(StepFinished(step.name, True, 0.0, known["result"]))
             continue
         run.listen(StepStarted(step.name, why))
-        result = step.function(run, inputs, **step.settings)
+        result = _stored_result(step, step.function(run, inputs, **step.settings))
         results[step.name] = result
         fresh = not why and known is not None and known["result"] == result
         if not fresh:
@@ -111,7 +120,8 @@ def plan(steps: Sequence[Step], run: Run) -> Iterator[StepPlan]:
             inputs = {needed.name: results[needed.name] for needed in step.needs}
             why = _why(known, _identity(step, inputs), run)
             if step.preview is not None:
-                why = step.preview(run, inputs, **step.settings)
+                # What it would compute says more; without it the step runs all the same.
+                why = step.preview(run, inputs, **step.settings) or why
         if why or known is None:
             waiting.add(step.name)
         else:
@@ -131,16 +141,48 @@ def _record(run: Run, step: Step) -> Result | None:
         record = read_json(_place(run, step))
     except StillroomError:
         return None
-    return record if {"identity", "result"} <= record.keys() else None
+    parts = (record.get("identity"), record.get("result"))
+    return record if all(isinstance(part, dict) for part in parts) else None
 
 
 def _identity(step: Step, inputs: dict[str, Result]) -> dict[str, Any]:
     return {
         "code": code_digest(step.function),
-        "settings": dict(step.settings),
-        "files": {file.name: _file_digest(file) for file in step.files},
+        "settings": _settings(step),
+        "files": {name: _file_digest(file) for name, file in _named_files(step.files).items()},
         "inputs": {name: digest(result) for name, result in inputs.items()},
     }
+
+
+def _settings(step: Step) -> dict[str, Any]:
+    """The settings as JSON would give them back; TypeError before the step runs when it cannot."""
+    try:
+        plain: dict[str, Any] = json.loads(canonical(dict(step.settings)))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"step {step.name!r}: settings must be plain JSON: {error}") from error
+    return plain
+
+
+def _stored_result(step: Step, result: Any) -> Result:
+    """The result as the next run will read it, so that both runs see the same."""
+    try:
+        plain = json.loads(canonical(result))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"step {step.name!r}: its result must be plain JSON: {error}") from error
+    if not isinstance(plain, dict):
+        raise TypeError(
+            f"step {step.name!r} returned a {type(result).__name__}; expected a dict of plain JSON"
+        )
+    return plain
+
+
+def _named_files(files: Sequence[Path]) -> dict[str, Path]:
+    """Files by name, numbered where two folders have one of the same name; never by path."""
+    named: dict[str, Path] = {}
+    for file in files:
+        same = sum(other.name == file.name for other in named.values())
+        named[f"{file.name}#{same}" if same else file.name] = file
+    return named
 
 
 def _file_digest(file: Path) -> str:

@@ -7,8 +7,13 @@ of an actor that dies, so the book of what is in flight is kept here.
 from __future__ import annotations
 
 import os
+import re
+import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, Generic, Self, TypeVar
 
 Item = TypeVar("Item")
@@ -86,6 +91,8 @@ class RayRunner:
 
     def _connect(self) -> Any:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray runs workers at niceness 15, so that beside anything else they starve.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         # The present meaning of "no GPUs asked for"; without it every start prints a warning.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
@@ -100,7 +107,9 @@ class RayRunner:
         else:
             options |= {"num_cpus": self._cpus(), "include_dashboard": False, "address": "local"}
         try:
-            ray.init(**options)
+            _require_open(self.address)
+            with _import_paths():
+                ray.init(**options)
         except Exception as error:
             where = f"at {self.address}" if self.address else "on this machine"
             raise RunnerError(
@@ -112,24 +121,66 @@ class RayRunner:
 
     def _cpus(self) -> int:
         here = len(os.sched_getaffinity(0))
-        return max(here, int((self.workers or 1) * self.num_cpus))
+        return max(here, ceil((self.workers or 1) * self.num_cpus))
+
+
+@contextmanager
+def _import_paths() -> Iterator[None]:
+    """Workers that start inside can import what this process can, such as a workflow's neighbours."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _require_open(address: str | None) -> None:
+    """Raise OSError at once where nothing answers: Ray itself would try again for minutes."""
+    match = re.fullmatch(r"(?:ray://)?([^/\[\]:]+):(\d{1,5})", address or "")
+    if match:
+        socket.create_connection((match[1], int(match[2])), timeout=5).close()
 
 
 def _size(runner: RayRunner, resources: dict[str, float]) -> int:
-    if runner.workers is not None:
-        return max(runner.workers, 1)
-    if runner.num_gpus:
-        return max(int(resources.get("GPU", 0) / runner.num_gpus), 1)
-    return max(int(resources.get("CPU", 1) / max(runner.num_cpus, 0.001)), 1)
+    """How many actors to start: as many as asked for, but no more than there is room for.
+
+    RunnerError when there is no room for one: it would wait for ever.
+    """
+    room = [(r, resources.get(r, 0), n) for r, n in _needs(runner).items() if n > 0]
+    for name, has, needed in room:
+        if has < needed:
+            raise RunnerError(
+                f"a worker needs {needed:g} {name} and Ray has {has:g} in all; ask for fewer, or start "
+                "Ray with more"
+            )
+    fitting = [int(has / needed) for name, has, needed in room]
+    if runner.workers is None:
+        # A GPU is what a worker waits for; CPUs are counted where none is asked for.
+        return min(fitting, default=1)
+    return max(min([runner.workers, *fitting]), 1)
+
+
+def _needs(runner: RayRunner) -> dict[str, float]:
+    return {"CPU": runner.num_cpus, "GPU": runner.num_gpus}
 
 
 class _Worker:
     """The actor: built once, then asked again and again."""
 
     def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
-        self._work = build()
+        self._failure: Exception | None = None
+        try:
+            self._work = build()
+        except Exception as error:
+            self._failure = error  # an actor that fails to start loses what it failed of
 
     def work(self, item: Any) -> Any:
+        if self._failure is not None:
+            raise self._failure
         return self._work(item)
 
 
@@ -139,6 +190,9 @@ class _Entry(Generic[Item]):
 
     item: Item
     attempts: int = 0
+    """How often a worker died of it."""
+    suspect: bool = False
+    """Whether it was in the hands of a worker that died."""
 
 
 @dataclass
@@ -150,10 +204,11 @@ class _Pool(Generic[Item, Result]):
     build: Callable[[], Callable[[Item], Result]]
     actors: list[Any] = field(default_factory=list)
     flying: dict[Any, tuple[_Entry[Item], Any]] = field(default_factory=dict)
+    """In the order of submission, which is the order in which an actor works."""
     again: list[_Entry[Item]] = field(default_factory=list)
 
     def run(self, first: Item, queue: Iterator[Item]) -> Iterator[Result]:
-        size = _size(self.runner, self.ray.cluster_resources())
+        size = _size(self.runner, dict(self.ray.cluster_resources()))
         # Put once: large arrays inside are shared by all workers of a node, not copied for each.
         shared = self.ray.put(self.build)
         waiting: list[Item] = [first]
@@ -162,26 +217,40 @@ class _Pool(Generic[Item, Result]):
             if not self.flying:
                 return
             (ready,), _ = self.ray.wait(list(self.flying), num_returns=1)
-            entry, actor = self.flying.pop(ready)
+            actor = self.flying[ready][1]
             try:
-                result = self.ray.get(ready)
-            except self.ray.exceptions.RayTaskError as error:
-                raise (error.cause if isinstance(error.cause, Exception) else error) from error
+                yield self._taken(ready)
             except self.ray.exceptions.RayActorError as error:
-                self._lost(actor, entry, error)
-                continue
-            yield result
+                yield from self._lost(actor, error)
+
+    def _taken(self, ready: Any) -> Result:
+        """A finished item's result; what the work raised is raised as it is."""
+        try:
+            result: Result = self.ray.get(ready)
+        except self.ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from error
+        del self.flying[ready]
+        return result
 
     def _fill(self, waiting: list[Item], queue: Iterator[Item], size: int, shared: Any) -> None:
-        """Give every actor up to `in_flight` items, those of dead workers first."""
+        """Give every actor up to `in_flight` items, those of dead workers first.
+
+        What may have killed a worker is tried alone, so that no other item is blamed for it.
+        """
         while True:
             loads = {id(a): 0 for a in self.actors}
             for _, actor in self.flying.values():
                 loads[id(actor)] += 1
-            free = [a for a in self.actors if loads[id(a)] < self.runner.in_flight]
+            tried = {id(actor) for entry, actor in self.flying.values() if entry.suspect}
+            free = [
+                a
+                for a in self.actors
+                if loads[id(a)] < self.runner.in_flight and id(a) not in tried
+            ]
             idle = [a for a in free if loads[id(a)] == 0]
             grow = not idle and len(self.actors) < size
-            if not free and not grow:
+            room = idle if self.again else free
+            if not room and not grow:
                 return
             entry = self._next(waiting, queue)
             if entry is None:
@@ -190,8 +259,7 @@ class _Pool(Generic[Item, Result]):
                 self.actors.append(self._start(shared))
                 target = self.actors[-1]
             else:
-                target = min(free, key=lambda a: loads[id(a)])
-            entry.attempts += 1
+                target = min(room, key=lambda a: loads[id(a)])
             self.flying[target.work.remote(entry.item)] = (entry, target)
 
     def _next(self, waiting: list[Item], queue: Iterator[Item]) -> _Entry[Item] | None:
@@ -207,25 +275,40 @@ class _Pool(Generic[Item, Result]):
         remote = self.ray.remote(num_cpus=self.runner.num_cpus, num_gpus=self.runner.num_gpus)
         return remote(_Worker).options(max_restarts=0).remote(shared)
 
-    def _lost(self, actor: Any, entry: _Entry[Item], error: Exception) -> None:
-        """Forget a dead actor; its item goes to another one, unless it has died too often."""
-        cause = getattr(error, "cause", None) or error
-        if isinstance(error, self.ray.exceptions.ActorDiedError) and _failed_to_build(error):
-            raise RunnerError(f"a worker could not be built: {cause}") from error
+    def _lost(self, actor: Any, error: Exception) -> Iterator[Result]:
+        """Forget a dead actor: what it had finished is given, the rest goes to another one.
+
+        Only the first unfinished item was in work when the actor died and counts as tried.
+        """
+        if _failed_to_start(error):
+            raise RunnerError(f"a worker could not be started: {error}") from error
         self.actors = [a for a in self.actors if a is not actor]
-        if entry.attempts >= self.runner.attempts:
+        lost = []
+        for ref in [ref for ref, (_, owner) in self.flying.items() if owner is actor]:
+            entry = self.flying[ref][0]
+            try:
+                yield self._taken(ref)
+            except self.ray.exceptions.RayActorError:
+                del self.flying[ref]
+                entry.suspect = True
+                lost.append(entry)
+        lost[0].attempts += 1
+        if lost[0].attempts >= self.runner.attempts:
             raise RunnerError(
-                f"{entry.item} was tried {entry.attempts} times and its worker died each time: {cause}. "
-                "Most often the machine runs out of memory: use fewer workers or a smaller batch. What "
-                "was finished is kept; run again to go on"
+                f"{lost[0].item} was tried {lost[0].attempts} times and its worker died each time: "
+                f"{error}. Most often the machine runs out of memory: use fewer workers or a smaller "
+                "batch. What was finished is kept; run again to go on"
             ) from error
-        self.again.append(entry)
+        self.again += reversed(lost)
 
     def close(self) -> None:
-        for actor in self.actors:
-            self.ray.kill(actor)
+        # Ray may be gone already, when a map was left half done and its `with` block ended.
+        if self.ray.is_initialized():
+            for actor in self.actors:
+                self.ray.kill(actor)
         self.actors.clear()
 
 
-def _failed_to_build(error: Exception) -> bool:
-    return "creation task" in str(error) or "__init__" in str(error)
+def _failed_to_start(error: Exception) -> bool:
+    """What was sent could not be read by the worker: a module that it cannot import."""
+    return "creation task" in str(error)

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
+
 from stillroom.stages.evaluating import Evaluation
 from stillroom.stages.layers import LayerTaps
 from stillroom.stages.loading import Loader, Tensors
 from stillroom.stages.recipe import Recipe
 from stillroom.stages.student import Student
 from stillroom.storage.errors import StillroomError, listed
-from torch import nn
 
 
 class TrainingError(StillroomError, RuntimeError):
@@ -27,7 +28,10 @@ class Fitting:
         self.student, self._loader = student, loader
         torch.manual_seed(student.seed)
         self.module = student.build()
-        self._taps = LayerTaps(self.module, student.layers, f"student {student.name!r}")
+        owner = f"student {student.name!r}"
+        self._taps = LayerTaps(self.module, student.layers, owner)
+        needed = {name: student.layers[name] for name in student.recipe.outputs}
+        self._learning = LayerTaps(self.module, needed, owner)
         self.heads = self._build_heads(student.recipe)
         fit = student.fit
         parameters = [*self.module.parameters(), *self.heads.parameters()]
@@ -58,10 +62,10 @@ class Fitting:
     def _check_terms(self, recipe: Recipe, tensors: Mapping[str, Any]) -> None:
         """Every term must take these tensors and give one number a row: said before training."""
         for term in recipe.terms:
-            shapes = ", ".join(f"{n} {tuple(tensors[n].shape)}" for n in term.inputs)
+            shapes = ", ".join(f"{n} {_shape(tensors.get(n))}" for n in term.inputs)
             try:
                 losses = term(tensors)
-            except (RuntimeError, ValueError, IndexError) as error:
+            except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
                 raise TrainingError(
                     f"student {self.student.name!r}: term {term!r} does not fit {shapes}: {error}"
                 ) from error
@@ -74,8 +78,11 @@ class Fitting:
 
     def outputs(self, tensors: Tensors) -> Tensors:
         """`student.NAME` for every layer, of one forward pass."""
+        return self._outputs(self._taps, tensors)
+
+    def _outputs(self, taps: LayerTaps, tensors: Tensors) -> Tensors:
         given = tuple(tensors[f"row.{name}"] for name in self.student.inputs)
-        return {f"student.{n}": t for n, t in self._taps.run(given, {}).items()}
+        return {f"student.{n}": t for n, t in taps.run(given, {}).items()}
 
     def _head_outputs(self, heads: nn.ModuleDict, tensors: Mapping[str, Any]) -> Tensors:
         return {
@@ -88,10 +95,9 @@ class Fitting:
         self.heads.train()
         total, rows = 0.0, 0
         for chosen, tensors in self._loader.epoch(number):
-            tensors |= self.outputs(tensors)
+            tensors |= self._outputs(self._learning, tensors)
             tensors |= self._head_outputs(self.heads, tensors)
-            losses = [t.weight * t(tensors).mean() for t in self.student.recipe.terms]
-            loss = torch.stack(losses).sum()
+            loss = self._loss(tensors)
             value = loss.item()
             if value != value or value in (float("inf"), float("-inf")):
                 keys = [self._loader.keys[int(i)].as_py() for i in chosen]
@@ -101,12 +107,20 @@ class Fitting:
                     f"({self.student.fit.learning_rate:g}) or look at these rows"
                 )
             self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self._optimizer.step()
             if self._schedule is not None:
                 self._schedule.step()
             total, rows = total + value * len(chosen), rows + len(chosen)
         return total / rows
+
+    def _loss(self, tensors: Tensors) -> torch.Tensor:
+        """The weighted sum of the terms' means."""
+        first, *others = (
+            t(tensors).mean() if t.weight == 1 else t.weight * t(tensors).mean()
+            for t in self.student.recipe.terms
+        )
+        return sum(others, start=first)
 
     def evaluate(self, loader: Loader, evaluation: Evaluation) -> dict[str, Any]:
         """Metrics on the held-out rows."""
@@ -118,3 +132,8 @@ class Fitting:
                     if isinstance(tensor, torch.Tensor):
                         collected.setdefault(name, []).append(tensor)
             return evaluation.measure({name: torch.cat(t) for name, t in collected.items()})
+
+
+def _shape(given: Any) -> str:
+    """A tensor's shape, or what else it is, for messages."""
+    return str(tuple(given.shape)) if hasattr(given, "shape") else type(given).__name__

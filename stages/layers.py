@@ -22,7 +22,7 @@ class LayerTaps:
         """UnknownSignalError names a module that is not there and the nearest."""
         self._module, self._owner = module, owner
         self._keys = {name: place.partition(":")[::2] for name, place in places.items()}
-        modules = dict(module.named_modules())
+        modules = dict(module.named_modules(remove_duplicate=False))
         for layer, _ in self._keys.values():
             if layer not in modules:
                 known = [name for name in modules if name]
@@ -35,7 +35,7 @@ class LayerTaps:
 
         def keep(layer: str) -> Any:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                given[layer] = output
+                given[layer] = _copied(output)
 
             return hook
 
@@ -60,8 +60,8 @@ class LayerTaps:
                     output = output[key]
                 else:
                     output = output[int(key)] if key.isdigit() else getattr(output, key)
-            except (KeyError, IndexError, AttributeError):
-                known = output if isinstance(output, Mapping) else vars(output)
+            except (KeyError, IndexError, AttributeError, TypeError):
+                known = _places(output)
                 raise UnknownSignalError(
                     f"{self._owner}: the output of layer {layer!r} has no {key!r}; "
                     f"{nearest(key, [str(k) for k in known])}"
@@ -74,3 +74,23 @@ class LayerTaps:
                 f"pick one as '{layer}:key' for {name!r}"
             )
         return output
+
+
+def _copied(output: Any) -> Any:
+    """A layer's tensors as they are now: an in-place layer behind it would overwrite them."""
+    if hasattr(output, "clone"):
+        return output.clone()
+    if isinstance(output, dict):
+        return {key: _copied(value) for key, value in output.items()}
+    if type(output) in (tuple, list):
+        return [_copied(value) for value in output]
+    return output
+
+
+def _places(output: Any) -> list[Any]:
+    """What can be picked from an output, for messages."""
+    if isinstance(output, Mapping):
+        return list(output)
+    if isinstance(output, list | tuple):
+        return list(range(len(output)))
+    return [] if hasattr(output, "detach") else list(getattr(output, "__dict__", {}))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from stillroom.stages.rows import Rows
 from stillroom.storage.errors import RowsError, listed
 from stillroom.storage.keys import KeyIndex, KeyList, as_keys
@@ -48,10 +49,13 @@ class Loader:
             raise RowsError(f"{len(unknown):,} rows are not in the data set: {listed(unknown)}")
         if len(self._places) == 0:
             raise RowsError("no rows were chosen; there is nothing to load")
+        self._halves: dict[str, torch.dtype] = {}
         self._positions = np.zeros(0, np.int64)
         if reader is not None:
             self._positions = reader.snapshot.positions(self.keys)
             reader.require(self._positions)
+            coded = {name: reader.snapshot.find(name)[1].encoding for name in reader.names}
+            self._halves = {name: _HALVES[e] for name, e in coded.items() if e in _HALVES}
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -81,14 +85,29 @@ class Loader:
                 column if isinstance(column, list) else torch.from_numpy(column)
             )
         if self._reader is not None:
-            for name, values in self._reader.take(self._positions[chosen]).items():
+            for name, values in self._decoded(self._reader, self._positions[chosen]).items():
                 tensors.update(_tensors(f"teacher.{name}", values))
         return tensors
+
+    def _decoded(self, reader: Reader, positions: NDArray[np.int64]) -> dict[str, Any]:
+        """The reader's rows. Half floats are widened by torch, several times faster than by numpy
+        and to the same float32."""
+        others = [name for name in reader.names if name not in self._halves]
+        decoded: dict[str, Any] = dict(reader.take(positions, others))
+        for name, parts in reader.stored(positions, list(self._halves)).items():
+            ragged = parts[""] if isinstance(parts[""], Ragged) else None
+            bits = ragged.values if ragged is not None else parts[""]
+            wide = torch.from_numpy(bits.view(np.int16)).view(self._halves[name]).float()
+            decoded[name] = wide if ragged is None else Ragged(wide.numpy(), ragged.offsets)
+        return decoded
+
+
+_HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def _tensors(name: str, values: Any) -> Tensors:
     """A signal as tensors; ragged rows are padded, with `NAME.length`; record fields by name."""
-    if isinstance(values, list):
+    if isinstance(values, list | torch.Tensor):
         return {name: values}
     if isinstance(values, Ragged):
         lengths = {f"{name}.length": torch.from_numpy(values.lengths)}

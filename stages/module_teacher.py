@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,18 +80,28 @@ class ModuleTeacher:
         return tensor_weights(self._built().state_dict())
 
     def _code(self) -> Any:
-        if not hasattr(self.module, "state_dict"):
+        if isinstance(self.module, type) or not hasattr(self.module, "state_dict"):
             return code_identity(self.module)  # a builder: its code is known without torch
         from torch import nn
 
         assert isinstance(self.module, nn.Module)
         kinds = sorted({type(m) for m in self.module.modules()}, key=lambda k: k.__qualname__)
-        return {"structure": repr(self.module), "kinds": [code_identity(k) for k in kinds]}
+        return {
+            "structure": repr(self.module),
+            "kinds": [code_identity(k) for k in kinds],
+            "settings": {name: _settings(m) for name, m in self.module.named_modules()},
+        }
 
     def _built(self) -> nn.Module:
+        import torch
         from torch import nn
 
-        return self.module if isinstance(self.module, nn.Module) else self.module()
+        if isinstance(self.module, nn.Module):
+            return self.module
+        # Under one seed: a builder that draws its weights draws those of the identity everywhere.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.module()
 
     def load(self) -> Answer:
         """Build the module, load the weights, place it and set the hooks."""
@@ -145,6 +156,28 @@ class _Loaded:
             return (), {name: place(value) for name, value in given.items()}
         given = given if isinstance(given, tuple) else (given,)
         return tuple(place(value) for value in given), {}
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Plain attributes and buffers outside the state dict: they decide numbers as weights do."""
+    kept = module._non_persistent_buffers_set
+    buffers = {n: b for n, b in module.named_buffers(recurse=False) if n in kept}
+    plain = {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name != "training" and _is_plain(value)
+    }
+    return {**plain, **tensor_weights(buffers)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return (
+        value is None
+        or isinstance(value, str | int | bool)
+        or (isinstance(value, float) and isfinite(value))
+    )
 
 
 def _to_array(tensor: Any) -> Values:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
+
 from stillroom.storage.errors import RowsError, nearest
 from stillroom.storage.keys import KeyList, as_keys, check_unique
 from stillroom.storage.segment import Hashes
@@ -167,7 +168,7 @@ def _row_hashes(name: str, column: Any) -> Hashes:
     if isinstance(column, np.ndarray):
         flat = np.ascontiguousarray(column).reshape(-1).view(np.uint8).data
         size = len(flat) // max(len(column), 1)
-        digests = [one(flat[i : i + size], seed) for i in range(0, len(flat), size)]
+        digests = [one(flat[i * size : (i + 1) * size], seed) for i in range(len(column))]
     else:
         digests = [one(text.encode(), seed) for text in column.to_pylist()]
     return np.frombuffer(b"".join(digests), "V16")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from stillroom.stages.rows import Rows, column_shapes
 from stillroom.stages.teacher import Teacher
 from stillroom.storage.errors import SignalError, listed, nearest
@@ -125,9 +126,10 @@ class ShardWorker:
         if isinstance(values, list):
             return
         array = values.values if isinstance(values, Ragged) else values
-        if array.dtype.kind != "f" or np.isfinite(array).all():
+        finite = _finite(array)
+        if finite.all():
             return
-        wrong = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+        wrong = np.flatnonzero(~finite)
         if isinstance(values, Ragged):
             wrong = np.unique(np.searchsorted(values.offsets, wrong, side="right") - 1)
         keys = [self._work.rows.keys[int(p)].as_py() for p in places[wrong]]
@@ -161,10 +163,24 @@ class ShardWorker:
             if isinstance(values, list) or signal.encoding == "raw":
                 continue
             some = (values.values if isinstance(values, Ragged) else values)[:_MEASURED_ROWS]
-            coded = signal.coding.encode(some)
+            try:
+                coded = signal.coding.encode(some)
+            except SignalError as error:
+                who = f"teacher {self._work.teacher.name!r}, signal {name!r}"
+                raise SignalError(f"{who}: {error}") from error
             decoded = signal.coding.decode(coded, signal.inner_shape)
             measured[name] = signal.coding.error(some, decoded)
         return measured
+
+
+def _finite(array: NDArray[Any]) -> NDArray[np.bool_]:
+    """(n,) bool: rows without NaN or infinity, in any field of a record."""
+    finite = np.ones(len(array), bool)
+    fields = [array] if array.dtype.names is None else [array[n] for n in array.dtype.names]
+    for field in fields:
+        if field.dtype.kind == "f":
+            finite &= np.isfinite(field).reshape(len(array), -1).all(axis=1) | (field.size == 0)
+    return finite
 
 
 def _as_values(given: Any) -> Values:
@@ -172,12 +188,22 @@ def _as_values(given: Any) -> Values:
     if isinstance(given, Ragged | np.ndarray):
         return given
     if hasattr(given, "detach"):
+        if str(given.dtype) == "torch.bfloat16":
+            given = given.float()  # numpy has no bfloat16; float32 holds it exactly
         array: NDArray[Any] = given.detach().cpu().numpy()
         return array
     if isinstance(given, list) and all(isinstance(item, str) for item in given):
         return given
     if isinstance(given, list | tuple):
-        return Ragged.of([np.asarray(item) for item in given])
+        try:
+            return Ragged.of(
+                [np.asarray(_as_values(i) if hasattr(i, "detach") else i) for i in given]
+            )
+        except (TypeError, ValueError) as error:
+            raise SignalError(
+                f"a signal came back as a list whose items cannot lie in one array ({error}); every item "
+                "is an array that may differ from the others in its first axis only"
+            ) from error
     raise SignalError(
         f"a signal came back as {type(given).__name__}; expected an array with one row per row, a "
         "list of arrays (rows of different lengths), or a list of texts"

@@ -27,11 +27,14 @@ class Fit:
     weight_decay: float = 1e-2
     schedule: Literal["onecycle", "constant"] = "onecycle"
     """One cycle of warm-up and annealing (Smith and Topin 2019), or a constant rate."""
+    evaluate_every: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
-        if self.epochs < 1 or self.batch_size < 1 or not self.learning_rate > 0:
-            raise ValueError(f"epochs, batch_size and learning_rate must be positive: {self}")
+        counts = (self.epochs, self.batch_size, self.evaluate_every)
+        if min(counts) < 1 or not self.learning_rate > 0:
+            raise ValueError(f"epochs, batch size and learning rate must be positive: {self}")
         if self.schedule not in ("onecycle", "constant"):
             raise ValueError(f"schedule is onecycle or constant, found {self.schedule!r}")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
 from stillroom.stages.evaluating import Evaluation
 from stillroom.stages.rows import Rows
 from stillroom.stages.student import Student
@@ -52,10 +53,7 @@ class StudentWorker:
     """Trains students; the mapped cache is shared by all of them in this process."""
 
     def __init__(self, work: StudentWork) -> None:
-        """Import torch here, in the worker."""
-        import torch
-
-        torch.set_num_threads(work.threads)
+        """Nothing is read yet."""
         self._work = work
         self._readers: dict[tuple[str, ...], Reader] = {}
 
@@ -71,8 +69,21 @@ class StudentWorker:
         return self._readers[signals]
 
     def __call__(self, task: StudentTask) -> dict[str, Any]:
-        """Train, evaluate after every epoch, store weights and then the record; return it."""
+        """Train and evaluate, store the weights and then the record; return it."""
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._work.threads)
+        try:
+            # In the caller's own process its random numbers go on as if nothing had been trained.
+            with torch.random.fork_rng(devices=[]):
+                return self._trained(task)
+        finally:
+            torch.set_num_threads(before)
+
+    def _trained(self, task: StudentTask) -> dict[str, Any]:
         from safetensors.torch import save
+
         from stillroom.stages.fitting import Fitting
         from stillroom.stages.loading import Loader
 
@@ -101,6 +112,8 @@ class StudentWorker:
             before = time.perf_counter()
             loss = fitting.epoch(number)
             fit_seconds += time.perf_counter() - before
+            if number % student.fit.evaluate_every and number < student.fit.epochs:
+                continue
             metrics = fitting.evaluate(held_out, evaluation)
             scalars = {n: v for n, v in metrics.items() if isinstance(v, float)}
             curve.append({"epoch": number, "loss": loss, **scalars})

@@ -8,9 +8,11 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
 from stillroom.stages.rows import Rows, require_columns
 from stillroom.stages.teacher import Teacher
 from stillroom.storage.cache import Cache
+from stillroom.storage.errors import SignalError
 from stillroom.storage.identity import differences, digest
 from stillroom.storage.segment import Ask, Segment
 from stillroom.storage.serving import Content, Slots
@@ -54,6 +56,8 @@ class TeachState:
         require_columns(rows, teacher.inputs, f"teacher {teacher.name!r}")
         self.cache, self.rows, self.teacher = cache, rows, teacher
         self.asked = dict(teacher.asks())
+        if not self.asked:
+            raise SignalError(f"teacher {teacher.name!r} gives no signals; name at least one")
         self.identity = teacher.identity()
         self.digest = digest(self.identity)
         self.inputs = tuple(teacher.inputs)
@@ -98,12 +102,15 @@ class TeachState:
     def work(self, segments: Sequence[Segment]) -> list[Work]:
         """Rows to compute, grouped by the signals that they lack."""
         missing = {name: slots.missing for name, slots in self.slots(segments).items()}
-        table = np.stack(list(missing.values()), axis=1)
+        # A number for each row whose bits are the signals that it lacks.
+        pattern = np.zeros(len(self.rows), np.int64)
+        for bit, lacking in enumerate(missing.values()):
+            pattern |= lacking.astype(np.int64) << bit
         found = []
-        for pattern in np.unique(table, axis=0):
-            if pattern.any():
-                places = np.flatnonzero((table == pattern).all(axis=1))
-                names = [name for name, lacking in zip(missing, pattern, strict=True) if lacking]
+        for kind in np.flatnonzero(np.bincount(pattern, minlength=1)).tolist():
+            names = [name for bit, name in enumerate(missing) if kind >> bit & 1]
+            if names:
+                places = np.flatnonzero(pattern == kind)
                 found.append(Work({name: self.asked[name] for name in names}, places))
         return found
 
@@ -167,19 +174,12 @@ class TeachState:
                 same.append(name)
             elif not slots.missing.all():
                 groups.append((slots, [name]))
-        fingerprint = self.rows.fingerprint(inputs)
-        return [
-            Served(
-                Source(
-                    teacher,
-                    identity,
-                    {n: segments[int(slots.segment.max())].signals[n] for n in names},
-                    inputs,
-                    fingerprint,
-                ),
-                slots.segments,
-                slots.segment,
-                slots.slot,
-            )
-            for slots, names in groups
-        ]
+        whole = self.rows.fingerprint(inputs)
+        served = []
+        for slots, names in groups:
+            signals = {n: segments[int(slots.segment.max())].signals[n] for n in names}
+            # A source that lacks rows must not be taken for one that serves this data set.
+            dataset = f"part of {whole}" if slots.missing.any() else whole
+            source = Source(teacher, identity, signals, inputs, dataset)
+            served.append(Served(source, slots.segments, slots.segment, slots.slot))
+        return served

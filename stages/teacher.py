@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+
 from stillroom.stages.rows import Batch
 from stillroom.storage.code import code_identity
 from stillroom.storage.segment import Ask

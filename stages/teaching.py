@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 import numpy as np
+
 from stillroom.stages.events import Listen, RowsTaught, TeachFinished, TeachStarted, ignore
 from stillroom.stages.rows import Rows
 from stillroom.stages.shard_work import ShardTask, ShardWork
 from stillroom.stages.teach_plan import TeachPlan, TeachState, Work
 from stillroom.stages.teacher import Teacher
 from stillroom.storage.cache import Cache
-from stillroom.storage.errors import RowsError
+from stillroom.storage.errors import RowsError, SignalError
+from stillroom.storage.files import TEMPORARY
 from stillroom.storage.keys import KeyIndex
-from stillroom.storage.segment import Draft
+from stillroom.storage.segment import Draft, Segment
 from stillroom.storage.serving import Content
+from stillroom.storage.signal import Signal
 from stillroom.storage.snapshot import Snapshot
 
+_SAME_ANSWERS = "rows were removed, renamed or moved, or a run ended just before its snapshot"
+"""Why a snapshot is written when nothing had to be computed."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -71,11 +77,14 @@ def teach(
         _keep_cut_off_work(state)
         segments = cache.segments()
         plan = state.plan()
+        if plan.snapshot is not None:
+            return plan.snapshot  # another process finished between our look and our lock
         for work in plan.work:
             draft = _draft(state, work, shard_rows)
             _compute(state, draft, runner, batch_size, plan.why, listen)
+            _require_one_shape(segments, draft)
             segments.append(draft.seal())
-        snapshot = cache.commit(state.served(segments), plan.why or "rows were removed or renamed")
+        snapshot = cache.commit(state.served(segments), plan.why or _SAME_ANSWERS)
     seconds = time.perf_counter() - started
     listen(TeachFinished(teacher.name, plan.to_compute, snapshot.number, seconds))
     return snapshot
@@ -90,9 +99,15 @@ def _keep_cut_off_work(state: TeachState) -> None:
         if any(_continues(state, draft, work) for work in state.work(state.cache.segments())):
             continue
         if any(draft.receipt(shard.index) is not None for shard in draft.shards()):
-            draft.seal()
-        else:
-            shutil.rmtree(draft.path)
+            # Shards that disagree were never part of the cache, and would end every later run.
+            with suppress(SignalError):
+                _require_one_shape(state.cache.segments(), draft)
+                draft.seal()
+                continue
+        # Renamed first: half a draft, left by a run that is killed here, would end every later one.
+        leftover = draft.path.with_name(f"{TEMPORARY}{draft.path.name}")
+        draft.path.rename(leftover)
+        shutil.rmtree(leftover)
 
 
 def _continues(state: TeachState, draft: Draft, work: Work) -> bool:
@@ -116,6 +131,27 @@ def _draft(state: TeachState, work: Work, shard_rows: int) -> Draft:
         state.own.hashes[work.places],
         shard_rows,
     )
+
+
+def _require_one_shape(segments: Sequence[Segment], draft: Draft) -> None:
+    """SignalError when a teacher now answers in another shape or dtype than in earlier segments.
+
+    A snapshot over both could not be read.
+    """
+    receipts = (draft.receipt(shard.index) for shard in draft.shards())
+    receipt = next(r for r in receipts if r is not None)
+    for name in draft.asked:
+        now = Signal.from_json(name, receipt["signals"][name])
+        for segment in segments:
+            known = segment.signals.get(name)
+            if segment.digest != draft.digest or known is None or known.encoding != now.encoding:
+                continue
+            if change := known.differs(now):
+                raise SignalError(
+                    f"teacher {draft.teacher!r}, signal {name!r}: {change} since {segment.path.name}. "
+                    "Every row needs one shape and dtype; return a list of arrays where rows differ in "
+                    "length, or give the teacher a version to answer all rows anew"
+                )
 
 
 def _compute(

@@ -9,6 +9,7 @@ from typing import Any
 
 from stillroom.stages.evaluating import Evaluation
 from stillroom.stages.events import Listen, StudentTrained, TrainStarted, ignore
+from stillroom.stages.reading import Reading
 from stillroom.stages.rows import Rows, require_columns
 from stillroom.stages.student import Record, Student
 from stillroom.stages.student_work import StudentTask, StudentWork
@@ -48,46 +49,37 @@ def plan_train(
     A student's identity holds its architecture, recipe, seed, the rows it reads and the identity of
     the teachers it reads, never the snapshot's number: a cache that only grew makes none stale.
 
-    Raises UnknownSignalError when a recipe reads a signal that the snapshot lacks, RowsError for an
-    unknown split or column, ValueError for two different students of one name and seed.
+    Raises UnknownSignalError when a recipe reads a signal that the snapshot lacks, UnknownRowError for
+    rows that were never taught, RowsError for an unknown split, column or row and for rows that
+    changed since they were taught, ValueError for two different students of one name and seed.
     """
     _check(students, rows, snapshot, splits, evaluation)
     keys = {name: as_keys(chosen) for name, chosen in splits.items()}
-    prints: dict[Any, str] = {}
+    reading = Reading(rows, snapshot, keys)
 
-    def data(columns: tuple[str, ...], split: str) -> list[str]:
-        for of in (columns, split):
-            if of not in prints:
-                value = keys[of].to_pylist() if isinstance(of, str) else None
-                prints[of] = rows.fingerprint(columns) if value is None else digest(value)
-        return [prints[columns], prints[split]]
+    def identified(columns: Sequence[str], signals: Sequence[str], split: str) -> dict[str, Any]:
+        return {
+            "data": reading.content(columns, split),
+            "teacher": {name: reading.teacher(name, split) for name in signals},
+        }
 
-    def teachers(signals: tuple[str, ...]) -> dict[str, Any]:
-        found = {}
-        for name in signals:
-            assert snapshot is not None
-            source, signal = snapshot.find(name)
-            found[name] = [snapshot.sources[source].digest, signal.to_json()]
-        return found
-
-    measured = {
-        "measure": code_identity(evaluation.measure),
-        "data": data(evaluation.columns, evaluation.split),
-        "teacher": teachers(evaluation.signals),
-    }
     stale: list[StudentTask] = []
     fresh: list[StudentTask] = []
     for student in students:
+        measured = (*student.inputs, *evaluation.columns)
         identity = {
             "student": student.identity(),
-            "data": data(student.columns, student.split),
-            "teacher": teachers(student.recipe.reads),
-            "evaluation": measured,
+            **identified(student.columns, student.recipe.reads, student.split),
+            "evaluation": {
+                "measure": code_identity(evaluation.measure),
+                **identified(measured, evaluation.signals, evaluation.split),
+            },
         }
         name = digest(identity)
         place = folder / f"{student.name}-{student.seed}-{name[:12]}"
         task = StudentTask(student, identity, name, place)
-        (fresh if (place / "record.json").exists() else stale).append(task)
+        whole = all((place / file).exists() for file in ("record.json", "weights.safetensors"))
+        (fresh if whole else stale).append(task)
     return TrainPlan(tuple(stale), tuple(fresh))
 
 
@@ -115,7 +107,9 @@ def train(
     )
     listen(TrainStarted(len(plan.stale), len(plan.fresh)))
     keys = {name: as_keys(chosen) for name, chosen in splits.items()}
-    work = StudentWork(rows, snapshot, keys, evaluation, threads)
+    # Opened anew: what planning read of it need not be sent to the workers.
+    own = None if snapshot is None else Snapshot(snapshot.cache, snapshot.number)
+    work = StudentWork(rows, own, keys, evaluation, threads)
     for record in runner.map(work, plan.stale):
         scalars = {n: v for n, v in record["metrics"].items() if isinstance(v, float)}
         listen(StudentTrained(record["student"], record["seed"], record["seconds"], scalars))

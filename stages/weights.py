@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.storage.errors import FormatError
+from stillroom.storage.errors import FormatError, listed
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,8 @@ def file_weights(path: Path) -> dict[str, str]:
         raise FileNotFoundError(f"no weights at {path}; name the file that holds the state dict")
     if path.suffix != ".safetensors":
         return tensor_weights(load_state(path))
+    if path.stat().st_size < 8:
+        raise FormatError(f"{path} is no safetensors file: it holds {path.stat().st_size} bytes")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         try:
             length = int.from_bytes(content[:8], "little")
@@ -56,7 +58,7 @@ def tensor_weights(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
     found = {}
     for name, tensor in state.items():
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        found[name] = _tensor_hash(_DTYPES.get(str(tensor.dtype)[6:], ""), tensor.shape, flat.data)
+        found[name] = _tensor_hash(_spelled(tensor.dtype), tensor.shape, flat.data)
     return found
 
 
@@ -68,11 +70,19 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     import torch
 
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for a file that is not its own
+        raise FormatError(f"{path} holds no weights that torch can load: {error}") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping):
         raise FormatError(f"{path} holds a {type(state).__name__}, expected a state dict")
+    if wrong := [str(name) for name, value in state.items() if not hasattr(value, "detach")]:
+        raise FormatError(
+            f"{path} holds more than a state dict: {listed(wrong)} are no tensors. Save "
+            "module.state_dict() alone"
+        )
     return dict(state)
 
 
@@ -80,6 +90,11 @@ def _tensor_hash(dtype: str, shape: Any, data: Any) -> str:
     hasher = hashlib.sha256(f"{dtype}{[int(n) for n in shape]}".encode())
     hasher.update(data)
     return hasher.hexdigest()
+
+
+def _spelled(dtype: Any) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return _DTYPES.get(name, name)
 
 
 _DTYPES = {
@@ -93,5 +108,11 @@ _DTYPES = {
     "int8": "I8",
     "uint8": "U8",
     "bool": "BOOL",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
+    "complex64": "C64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
 }
 """torch's dtype names as safetensors spells them."""

@@ -171,13 +171,15 @@ class _Column:
             end = layout["values"] + layout["elements"] * part.row_bytes
             if min(layout.values()) < 0 or end > len(files.mappings[file].bytes):
                 raise CorruptShardError(f"a receipt places values of {part} outside its file")
-            self._base[file] = files.mappings[file].address + layout["values"]
+            self._base[file] = files.mappings[file].address - offsets.low + layout["values"]
             self._elements[file] = layout["elements"]
 
     def read(self, positions: Int64s) -> Ragged:
-        addresses, files = self.offsets.addresses(positions)
+        extent = self.offsets.locate(positions)
+        files = self.offsets.files(extent)
         # A row's start and end are neighbours in the offsets buffer.
-        bounds = self.offsets.read(addresses, 2 * _OFFSET.itemsize).view(_OFFSET).reshape(-1, 2)
+        places = self.offsets.offsets(positions, extent)
+        bounds = self.offsets.read(places, 2 * _OFFSET.itemsize).view(_OFFSET).reshape(-1, 2)
         starts, lengths = bounds[:, 0], np.diff(bounds)[:, 0]
         if (
             (starts < 0).any()

@@ -76,56 +76,87 @@ class Extents:
                     f"{len(files[e.file].bytes):,}; the cache's index is damaged"
                 )
         self._files = list(files)
-        self._touch = touch
+        self._touch = touch if files else None
         self._fresh = np.ones(len(files), bool)
         self.row_bytes = row_bytes
+        self.low = min((f.address for f in files), default=0)
+        """Address of the lowest mapping; offsets count from here."""
+        self._span = max((f.address + len(f.bytes) for f in files), default=0) - self.low
+        self._windows: dict[int, NDArray[np.void]] = {}
         self._start = np.array([e.start for e in ordered], np.int64)
         self._stop = np.array([e.start + e.rows for e in ordered], np.int64)
         self._file = np.array([e.file for e in ordered], np.int64)
-        self._address = np.array([files[e.file].address + e.offset for e in ordered], np.int64)
-        self._low = min((f.address for f in files), default=0)
-        self._high = max((f.address + len(f.bytes) for f in files), default=0)
-
-    def _locate(self, positions: Int64s) -> tuple[Int64s, NDArray[np.bool_]]:
-        """The extent that each position would lie in, and whether it does."""
-        e = np.searchsorted(self._start, positions, side="right") - 1
-        if len(self._start) == 0:
-            return e, np.zeros(len(positions), bool)
-        return e, (e >= 0) & (positions < self._stop[e])
+        first = [files[e.file].address + e.offset - self.low for e in ordered]
+        # Where position 0 would lie if an extent reached back to it: offset = zero + position * size.
+        self._zero = np.array(first, np.int64) - self._start * row_bytes
+        self._gapless = bool(len(ordered)) and bool((self._start[1:] == self._stop[:-1]).all())
 
     def missing(self, positions: Int64s) -> Int64s:
         """Indices into `positions` of those that no extent holds."""
-        return np.flatnonzero(~self._locate(positions)[1])
+        return np.flatnonzero(~self._held(positions, self._extent(positions)))
 
-    def addresses(self, positions: Int64s) -> tuple[Int64s, Int64s]:
-        """Each row's address and the index of its file, which is checked on first touch.
+    def _extent(self, positions: Int64s) -> Int64s:
+        return np.searchsorted(self._start, positions, side="right") - 1
+
+    def _held(self, positions: Int64s, extent: Int64s) -> NDArray[np.bool_]:
+        if len(self._start) == 0:
+            return np.zeros(len(positions), bool)
+        return np.asarray((extent >= 0) & (positions < self._stop[extent]))
+
+    def locate(self, positions: Int64s) -> Int64s:
+        """The extent of each position; a file that is touched for the first time is checked.
 
         Raises IndexError when a position is in no extent (see `missing`).
         """
-        e, held = self._locate(positions)
-        if not held.all():
+        extent = self._extent(positions)
+        if len(positions) == 0:
+            return extent
+        if self._gapless:  # the usual case, and two numbers decide it
+            held = positions.min() >= self._start[0] and positions.max() < self._stop[-1]
+        else:
+            held = self._held(positions, extent).all()
+        if not held:
             raise IndexError("a position is in no extent")
-        files = self._file[e]
-        if self._touch is not None and self._fresh[files].any():
-            for file in np.unique(files[self._fresh[files]]):
+        if self._touch is not None:
+            files = np.unique(self._file[extent])
+            for file in files[self._fresh[files]]:
                 self._touch(int(file))
                 self._fresh[file] = False
-        return self._address[e] + (positions - self._start[e]) * self.row_bytes, files
+            if not self._fresh.any():
+                self._touch = None
+        return extent
 
-    def read(self, addresses: Int64s, item_bytes: int) -> NDArray[np.void]:
-        """(n,) items of `item_bytes` bytes, copied from the addresses that `addresses` gave.
+    def files(self, extent: Int64s) -> Int64s:
+        """The index of the file of each extent."""
+        return np.asarray(self._file[extent])
 
-        Raises IndexError when one would end outside the mapped files' span.
+    def offsets(self, positions: Int64s, extent: Int64s) -> Int64s:
+        """Where each row begins, in bytes from `low`; `extent` as `locate` gave it."""
+        return np.asarray(self._zero[extent] + positions * self.row_bytes)
+
+    def read(self, offsets: Int64s, item_bytes: int) -> NDArray[np.void]:
+        """(n,) items of `item_bytes` bytes, copied from these offsets.
+
+        Raises IndexError when one would begin before or end behind the mapped files.
         """
-        if len(addresses) == 0:
+        if len(offsets) == 0:
             return np.zeros(0, f"V{item_bytes}")
-        low, high = int(addresses.min()), int(addresses.max()) + item_bytes
-        if low < self._low or high > self._high:
-            raise IndexError("an address lies outside the mapped files")
-        window = np.asarray(_Window(self._low, self._high - self._low - item_bytes + 1, item_bytes))
-        return np.asarray(window[addresses - self._low])
+        if offsets.min() < 0 or offsets.max() + item_bytes > self._span:
+            raise IndexError("an offset lies outside the mapped files")
+        return self._items(offsets, item_bytes)
+
+    def _items(self, offsets: Int64s, item_bytes: int) -> NDArray[np.void]:
+        window = self._windows.get(item_bytes)
+        if window is None:
+            view = _Window(self.low, self._span - item_bytes + 1, item_bytes)
+            window = self._windows[item_bytes] = np.asarray(view)
+        # Indexing and not np.take, which would first copy the overlapping items of the whole span.
+        return window[offsets]
 
     def rows(self, positions: Int64s, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        """(n, *shape) rows in the order of `positions`."""
-        items = self.read(self.addresses(positions)[0], self.row_bytes)
+        """(n, *shape) rows in the order of `positions`; IndexError as from `locate`."""
+        if len(positions) == 0:
+            return np.zeros((0, *shape), dtype)
+        # Extents were checked against their files when this was made: no need to look again.
+        items = self._items(self.offsets(positions, self.locate(positions)), self.row_bytes)
         return items.view(dtype).reshape(len(positions), *shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ def as_keys(keys: KeyList) -> pa.Array:
     if isinstance(keys, pa.ChunkedArray):
         keys = keys.combine_chunks()
     try:
-        array = keys if isinstance(keys, pa.Array) else pa.array(_plain(keys))
+        plain = keys if isinstance(keys, pa.Array) else _plain(keys)
+        array = plain if isinstance(plain, pa.Array) else pa.array(plain)
         if pa.types.is_integer(array.type):
             array = array.cast(pa.int64())
         elif pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
@@ -46,6 +48,10 @@ def _plain(keys: KeyList) -> Any:
     if isinstance(keys, np.ndarray):
         if keys.ndim != 1:
             raise TypeError(f"found an array of shape {keys.shape}")
+        if keys.dtype.kind in "iu" and np.can_cast(keys.dtype, np.int64):
+            # pa.array(an ndarray) would import pandas, which takes longer than all the rest.
+            copied = np.array(keys, np.int64)
+            return pa.Array.from_buffers(pa.int64(), len(copied), [None, pa.py_buffer(copied)])
         return keys.astype(object if keys.dtype.kind == "U" else keys.dtype.newbyteorder("="))
     return list(keys)
 
@@ -62,30 +68,45 @@ def check_unique(keys: pa.Array) -> None:
 
 
 class KeyIndex:
-    """Finds keys among `keys`; built once, then asked often."""
+    """Finds keys among `keys`; made at once, indexed when it is first asked for other keys."""
 
     def __init__(self, keys: pa.Array) -> None:
         """Index an Arrow array made by `as_keys`."""
-        self._type = keys.type
-        self._places: dict[str, int] | None = None
-        if pa.types.is_integer(keys.type):
-            numbers = keys.to_numpy(zero_copy_only=False)
-            self._order: NDArray[np.int64] = np.argsort(numbers, kind="stable")
-            self._sorted = numbers[self._order]
-        else:
-            self._places = {key: place for place, key in enumerate(keys.to_pylist())}
+        self._keys = keys
 
     def find(self, keys: KeyList) -> NDArray[np.int64]:
         """The place of each key, -1 where it is unknown: (n,) int64."""
         wanted = as_keys(keys)
-        if wanted.type != self._type:
+        if wanted.type != self._keys.type or len(self._keys) == 0:
             return np.full(len(wanted), -1, np.int64)
-        if self._places is not None:
-            places = self._places
-            found = (places.get(key, -1) for key in wanted.to_pylist())
-            return np.fromiter(found, np.int64, len(wanted))
-        numbers = wanted.to_numpy(zero_copy_only=False)
-        if len(self._sorted) == 0:
-            return np.full(len(numbers), -1, np.int64)
-        near = np.minimum(np.searchsorted(self._sorted, numbers), len(self._sorted) - 1)
-        return np.where(self._sorted[near] == numbers, self._order[near], -1)
+        if wanted.equals(self._keys):
+            return np.arange(len(wanted))
+        if len(wanted) * _MANY > len(self._keys):
+            # Arrow hashes all keys anew, which is the fastest way to look up most of them.
+            found = pc.fill_null(pc.index_in(wanted, value_set=self._keys), -1)
+            return np.asarray(found.cast(pa.int64()).to_numpy(zero_copy_only=False))
+        if pa.types.is_integer(wanted.type):
+            return self._numbers(wanted.to_numpy(zero_copy_only=False))
+        places = self._places
+        each = (places.get(key, -1) for key in wanted.to_pylist())
+        return np.fromiter(each, np.int64, len(wanted))
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {key: place for place, key in enumerate(self._keys.to_pylist())}
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        return np.argsort(self._keys.to_numpy(zero_copy_only=False), kind="stable")
+
+    @cached_property
+    def _sorted(self) -> NDArray[np.int64]:
+        return np.asarray(self._keys.to_numpy(zero_copy_only=False)[self._order])
+
+    def _numbers(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+        near = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+        return np.where(self._sorted[near] == wanted, self._order[near], -1)
+
+
+_MANY = 10
+"""A tenth of all keys or more are many."""

@@ -56,13 +56,17 @@ class Reader:
         """
         return self.take(self.snapshot.positions(keys))
 
-    def take(self, positions: Int64s) -> dict[str, Values]:
-        """The same by position (see `Snapshot.positions`)."""
-        return {name: self._read(name, positions, decode=True) for name in self.names}
+    def take(self, positions: Int64s, names: Sequence[str] | None = None) -> dict[str, Values]:
+        """The same by position (see `Snapshot.positions`); of all signals, or of some."""
+        chosen = self.names if names is None else names
+        return {name: self._read(name, positions, decode=True) for name in chosen}
 
-    def stored(self, positions: Int64s) -> dict[str, dict[str, Any]]:
+    def stored(
+        self, positions: Int64s, names: Sequence[str] | None = None
+    ) -> dict[str, dict[str, Any]]:
         """The rows as they lie on disk, undecoded: {signal: {part: array or Ragged}}."""
-        return {name: self._read(name, positions, decode=False) for name in self.names}
+        chosen = self.names if names is None else names
+        return {name: self._read(name, positions, decode=False) for name in chosen}
 
     def _read(self, name: str, positions: Int64s, decode: bool) -> Any:
         positions = _whole(positions)

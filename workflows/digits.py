@@ -49,7 +49,7 @@ class UnknownStudentError(StillroomError, ValueError):
 
 
 def digits(
-    *, epochs: int = 12, teacher_epochs: int = 12, seeds: int = 5, extra: tuple[str, ...] = ()
+    *, epochs: int = 10, teacher_epochs: int = 10, seeds: int = 5, extra: tuple[str, ...] = ()
 ) -> list[Step]:
     """Teach once, train many, on 5,000 real digits.
 
@@ -80,13 +80,14 @@ def student(name: str, *, epochs: int, seed: int) -> Student:
         )
     build, feature = (cnn, CNN_FEATURE) if match[1] == "cnn" else (mlp, MLP_FEATURE)
     recipe, split, settings = METHODS[match[3]]
+    more = EPOCHS_OF_FEW if split == "few" else 1
     return Student(
         name,
         partial(build, int(match[2])),
         recipes.find(recipe, **settings),
         layers={"logits": "", "feature": feature},
         split=split,
-        fit=Fit(epochs=epochs * (EPOCHS_OF_FEW if split == "few" else 1)),
+        fit=Fit(epochs=epochs * more, evaluate_every=more),
         seed=seed,
     )
 
@@ -109,7 +110,6 @@ def fit_teacher(run: Run, inputs: Mapping[str, Result], *, epochs: int) -> Resul
         evaluation=Evaluation("test", classification),
         folder=run.folder / "teacher",
         runner=LocalRunner(),
-        threads=2,
     )
     weights = str(record.weights.relative_to(run.folder))
     return {

@@ -21,6 +21,6 @@ def linear_projector(given: tuple[int, ...], wanted: tuple[int, ...]) -> nn.Modu
     """
     from torch import nn
 
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(prod(given), prod(wanted)), nn.Unflatten(1, wanted or (1,))
-    )
+    flat = nn.Flatten() if given else nn.Unflatten(0, (-1, 1))
+    shaped = nn.Unflatten(1, wanted) if wanted else nn.Flatten(0)
+    return nn.Sequential(flat, nn.Linear(prod(given), prod(wanted)), shaped)

@@ -30,7 +30,7 @@ def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
             f"squared_error: student {tuple(student.shape)} against teacher {tuple(teacher.shape)}; "
             "put a projector (stages.heads.projectors) between them"
         )
-    return (student - teacher.detach()).square().flatten(1).mean(-1)
+    return (student - teacher.detach()).square().reshape(len(student), -1).mean(-1)
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -47,7 +47,12 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     >>> cosine_distance(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 7.0]]))
     tensor([0.])
     """
-    a, b = student.flatten(1), teacher.detach().flatten(1)
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"cosine_distance: student {tuple(student.shape)} against teacher {tuple(teacher.shape)}; "
+            "put a projector (stages.heads.projectors) between them"
+        )
+    a, b = student.reshape(len(student), -1), teacher.detach().reshape(len(teacher), -1)
     norms = (a.norm(dim=-1) * b.norm(dim=-1)).clamp_min(1e-12)
     cosine: Tensor = (a * b).sum(-1) / norms
     return 1 - cosine

@@ -43,6 +43,11 @@ def kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
     >>> kl(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 2.0]]), temperature=4.0).abs() < 1e-6
     tensor([True])
     """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"kl: student {tuple(student.shape)} against teacher {tuple(teacher.shape)}; both need the "
+            "same classes"
+        )
     target = (teacher.detach() / temperature).log_softmax(-1)
     answer = (student / temperature).log_softmax(-1)
     return (target.exp() * (target - answer)).sum(-1) * temperature**2

@@ -98,12 +98,13 @@ def _file(path: Path, size: int) -> Mapping:
     return Mapping(path, size)
 
 
-def test_addresses_outside_the_mapped_files_are_refused(tmp_path: Path) -> None:
+def test_offsets_outside_the_mapped_files_are_refused(tmp_path: Path) -> None:
     file = _file(tmp_path / "f", 64)
     extents = Extents([Extent(0, 8, 0, 0)], [file], 8)
-    first, last = file.address, file.address + 56
+    assert extents.low == file.address
+    first, last = 0, 56
     assert extents.read(np.array([first, last]), 8).tobytes() == bytes([*range(8), *range(56, 64)])
-    for outside in (first - 1, last + 1, 0, -1, 2**62):
+    for outside in (first - 1, last + 1, -(2**62), 2**62):
         with pytest.raises(IndexError, match="outside"):
             extents.read(np.array([first, outside]), 8)
     with pytest.raises(IndexError, match="outside"):
@@ -142,10 +143,13 @@ def test_a_file_is_touched_once_and_again_after_a_failure(tmp_path: Path) -> Non
 
     extents = Extents([Extent(8 * i, 8, i, 0) for i in range(3)], files, 8, touch)
     with pytest.raises(CorruptShardError):
-        extents.addresses(np.array([8]))
+        extents.locate(np.array([8]))
     for positions in ([8], [9, 8], [0, 1], [8, 0]):
-        extents.addresses(np.array(positions))
+        extents.locate(np.array(positions))
     assert touched == [1, 1, 0]
+    extents.locate(np.array([23]))
+    extents.locate(np.array([0, 8, 16]))
+    assert touched == [1, 1, 0, 2]
 
 
 def test_arrays_over_a_mapping_outlive_it(tmp_path: Path) -> None:
