@@ -26,17 +26,23 @@ class RunnerError(RuntimeError):
 
 @dataclass
 class _Session:
-    """Whether this runner started Ray, and whether it should stay up."""
+    """Whether this runner started Ray, whether it should stay up, and workers without work."""
 
     held: bool = False
     started: bool = False
+    idle: list[Any] = field(default_factory=list)
 
     def end(self) -> None:
-        if self.started:
+        if self.started or self.idle:
             import ray
 
-            ray.shutdown()
-            self.started = False
+            if ray.is_initialized():
+                for actor in self.idle:
+                    ray.kill(actor)
+                if self.started:
+                    ray.shutdown()
+        self.idle.clear()
+        self.started = False
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class RayRunner:
 
     Nothing is started until the first item is there. A Ray that is already initialised is used as
     it is; one that this runner started is shut down when the map ends, or, inside `with runner:`,
-    when that block ends (starting takes seconds, so several maps should share one).
+    when that block ends. Starting Ray and importing torch in its workers takes seconds, so several
+    maps should share a block: its worker processes stay, what they had built is dropped.
     """
 
     workers: int | None = None
@@ -168,20 +175,43 @@ def _needs(runner: RayRunner) -> dict[str, float]:
     return {"CPU": runner.num_cpus, "GPU": runner.num_gpus}
 
 
+class _UnreadableWorkError(Exception):
+    """The work could not be read in the worker: most often a module that it cannot import."""
+
+
 class _Worker:
-    """The actor: built once, then asked again and again."""
+    """The actor: built once for each map, then asked again and again."""
 
-    def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
+    def __init__(self) -> None:
+        self._made_from: Any = None
+        self._work: Any = None
         self._failure: Exception | None = None
-        try:
-            self._work = build()
-        except Exception as error:
-            self._failure = error  # an actor that fails to start loses what it failed of
 
-    def work(self, item: Any) -> Any:
+    def work(self, source: list[Any], item: Any) -> Any:
+        """`source` holds the reference of the map's `build`, in a list so that Ray leaves it alone."""
+        if self._made_from != source[0]:
+            self.forget()
+            self._made_from = source[0]
+            try:
+                self._work = _fetched(source[0])()
+            except Exception as error:
+                self._failure = error
         if self._failure is not None:
             raise self._failure
         return self._work(item)
+
+    def forget(self) -> None:
+        """Let go of what was built: a teacher's memory is wanted by what comes next."""
+        self._made_from = self._work = self._failure = None
+
+
+def _fetched(reference: Any) -> Any:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except Exception as error:
+        raise _UnreadableWorkError(str(error)) from error
 
 
 @dataclass
@@ -209,6 +239,7 @@ class _Pool(Generic[Item, Result]):
 
     def run(self, first: Item, queue: Iterator[Item]) -> Iterator[Result]:
         size = _size(self.runner, dict(self.ray.cluster_resources()))
+        self.actors, self.runner._session.idle = self.runner._session.idle[:size], []
         # Put once: large arrays inside are shared by all workers of a node, not copied for each.
         shared = self.ray.put(self.build)
         waiting: list[Item] = [first]
@@ -228,6 +259,8 @@ class _Pool(Generic[Item, Result]):
         try:
             result: Result = self.ray.get(ready)
         except self.ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, _UnreadableWorkError):
+                raise RunnerError(f"a worker could not be started: {error.cause}") from error
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
         del self.flying[ready]
         return result
@@ -256,11 +289,11 @@ class _Pool(Generic[Item, Result]):
             if entry is None:
                 return
             if grow:
-                self.actors.append(self._start(shared))
+                self.actors.append(self._start())
                 target = self.actors[-1]
             else:
                 target = min(room, key=lambda a: loads[id(a)])
-            self.flying[target.work.remote(entry.item)] = (entry, target)
+            self.flying[target.work.remote([shared], entry.item)] = (entry, target)
 
     def _next(self, waiting: list[Item], queue: Iterator[Item]) -> _Entry[Item] | None:
         if self.again:
@@ -271,17 +304,15 @@ class _Pool(Generic[Item, Result]):
             return _Entry(item)
         return None
 
-    def _start(self, shared: Any) -> Any:
+    def _start(self) -> Any:
         remote = self.ray.remote(num_cpus=self.runner.num_cpus, num_gpus=self.runner.num_gpus)
-        return remote(_Worker).options(max_restarts=0).remote(shared)
+        return remote(_Worker).options(max_restarts=0).remote()
 
     def _lost(self, actor: Any, error: Exception) -> Iterator[Result]:
         """Forget a dead actor: what it had finished is given, the rest goes to another one.
 
         Only the first unfinished item was in work when the actor died and counts as tried.
         """
-        if _failed_to_start(error):
-            raise RunnerError(f"a worker could not be started: {error}") from error
         self.actors = [a for a in self.actors if a is not actor]
         lost = []
         for ref in [ref for ref, (_, owner) in self.flying.items() if owner is actor]:
@@ -302,13 +333,14 @@ class _Pool(Generic[Item, Result]):
         self.again += reversed(lost)
 
     def close(self) -> None:
+        """Give the workers back to the session, or end them; those still at work are ended."""
+        busy = {id(actor) for _, actor in self.flying.values()}
         # Ray may be gone already, when a map was left half done and its `with` block ended.
         if self.ray.is_initialized():
             for actor in self.actors:
-                self.ray.kill(actor)
-        self.actors.clear()
-
-
-def _failed_to_start(error: Exception) -> bool:
-    """What was sent could not be read by the worker: a module that it cannot import."""
-    return "creation task" in str(error)
+                if self.runner._session.held and id(actor) not in busy:
+                    actor.forget.remote()
+                    self.runner._session.idle.append(actor)
+                else:
+                    self.ray.kill(actor)
+        self.actors = []

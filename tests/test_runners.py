@@ -60,6 +60,29 @@ def test_work_is_built_at_most_once_in_each_worker(runner: Runner, tmp_path: Pat
     assert {int(pid) for pid in built} >= pids
 
 
+def test_maps_in_one_block_share_worker_processes_and_drop_what_was_built_before(
+    ray_runner: RayRunner,
+) -> None:
+    class Kept:
+        """Something that a worker holds on to, such as a loaded teacher."""
+
+    def first() -> Work:
+        kept = Kept()
+        return lambda item: os.getpid() if kept else 0
+
+    def second() -> Work:
+        import gc
+
+        alive = sum(type(thing).__name__ == "Kept" for thing in gc.get_objects())
+        return lambda item: -os.getpid() if alive == 0 else 0
+
+    before = set(ray_runner.map(first, range(20)))
+    after = {-pid for pid in ray_runner.map(second, range(20))}
+    assert 0 not in after
+    assert after <= before | set(ray_runner.map(first, range(20)))
+    assert after & before
+
+
 def test_nothing_is_built_for_no_items(runner: Runner) -> None:
     def build() -> Work:
         raise AssertionError("built for nothing")
