@@ -23,11 +23,17 @@ class TrainingError(StillroomError, RuntimeError):
 class Fitting:
     """A student's module, its heads and their optimiser."""
 
-    def __init__(self, student: Student, loader: Loader) -> None:
-        """Build everything from the seed; heads take their shapes from the first rows."""
+    def __init__(self, student: Student, loader: Loader, device: str = "auto") -> None:
+        """Build everything from the seed; heads take their shapes from the first rows.
+
+        "auto" takes a GPU where this process has one.
+        """
         self.student, self._loader = student, loader
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = torch.device(device)
         torch.manual_seed(student.seed)
-        self.module = student.build()
+        self.module = student.build().to(self._device)
         owner = f"student {student.name!r}"
         self._taps = LayerTaps(self.module, student.layers, owner)
         needed = {name: student.layers[name] for name in student.recipe.outputs}
@@ -49,13 +55,13 @@ class Fitting:
 
         self.module.eval()
         with torch.no_grad():
-            tensors = self._loader.batch(np.arange(min(2, len(self._loader.keys))))
+            tensors = self._placed(self._loader.batch(np.arange(min(2, len(self._loader.keys)))))
             tensors |= self.outputs(tensors)
             heads = {}
             for head in recipe.heads:
                 given, wanted = tensors[head.input].shape[1:], tensors[head.like].shape[1:]
                 heads[head.name] = head.build(tuple(given), tuple(wanted))
-            modules = nn.ModuleDict(heads)
+            modules = nn.ModuleDict(heads).to(self._device)
             self._check_terms(recipe, {**tensors, **self._head_outputs(modules, tensors)})
         return modules
 
@@ -76,6 +82,12 @@ class Fitting:
                     f"for {shapes}; a term gives one loss a row, ({rows},)"
                 )
 
+    def _placed(self, tensors: Tensors) -> Tensors:
+        """The batch on the student's device; texts stay where they are."""
+        if self._device.type == "cpu":
+            return tensors
+        return {n: t.to(self._device) if hasattr(t, "to") else t for n, t in tensors.items()}
+
     def outputs(self, tensors: Tensors) -> Tensors:
         """`student.NAME` for every layer, of one forward pass."""
         return self._outputs(self._taps, tensors)
@@ -94,7 +106,8 @@ class Fitting:
         self.module.train()
         self.heads.train()
         total, rows = 0.0, 0
-        for chosen, tensors in self._loader.epoch(number):
+        for chosen, loaded in self._loader.epoch(number):
+            tensors = self._placed(loaded)
             tensors |= self._outputs(self._learning, tensors)
             tensors |= self._head_outputs(self.heads, tensors)
             loss = self._loss(tensors)
@@ -127,10 +140,11 @@ class Fitting:
         self.module.eval()
         collected: dict[str, list[Any]] = {}
         with torch.inference_mode():
-            for tensors in loader.ordered():
+            for loaded in loader.ordered():
+                tensors = self._placed(loaded)
                 for name, tensor in {**tensors, **self.outputs(tensors)}.items():
                     if isinstance(tensor, torch.Tensor):
-                        collected.setdefault(name, []).append(tensor)
+                        collected.setdefault(name, []).append(tensor.cpu())
             return evaluation.measure({name: torch.cat(t) for name, t in collected.items()})
 
 

@@ -14,7 +14,7 @@ from stillroom.stages.teacher import Answer
 from stillroom.stages.weights import file_weights, load_state, tensor_weights
 from stillroom.storage.code import code_identity
 from stillroom.storage.errors import SignalError
-from stillroom.storage.segment import Ask
+from stillroom.storage.folder import Ask
 from stillroom.storage.signal import Values
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from stillroom.stages.rows import Rows
 from stillroom.storage.errors import RowsError, listed
+from stillroom.storage.folder import Hashes
 from stillroom.storage.identity import digest
 from stillroom.storage.keys import KeyIndex
 from stillroom.storage.reader import Reader
-from stillroom.storage.segment import Hashes
 from stillroom.storage.snapshot import Snapshot
 
 Int64s = NDArray[np.int64]

@@ -11,8 +11,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from stillroom.storage.errors import RowsError, nearest
+from stillroom.storage.folder import Hashes
 from stillroom.storage.keys import KeyList, as_keys, check_unique
-from stillroom.storage.segment import Hashes
 
 Int64s = NDArray[np.int64]
 Column = NDArray[Any] | list[str]

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from stillroom.stages.rows import Rows, column_shapes
 from stillroom.stages.teacher import Teacher
+from stillroom.storage.draft import Draft
 from stillroom.storage.errors import SignalError, listed, nearest
 from stillroom.storage.files import write_json
+from stillroom.storage.folder import Shard
 from stillroom.storage.ragged import Ragged
-from stillroom.storage.segment import Draft, Shard
 from stillroom.storage.signal import Signal, Values
 
 _MEASURED_ROWS = 256

@@ -117,7 +117,9 @@ class StudentWorker:
             metrics = fitting.evaluate(held_out, evaluation)
             scalars = {n: v for n, v in metrics.items() if isinstance(v, float)}
             curve.append({"epoch": number, "loss": loss, **scalars})
-        state = {n: t.detach().clone().contiguous() for n, t in fitting.module.state_dict().items()}
+        state = {
+            n: t.detach().cpu().clone().contiguous() for n, t in fitting.module.state_dict().items()
+        }
         write_atomic(task.folder / "weights.safetensors", [save(state)])
         record = {
             "student": student.name,

@@ -13,8 +13,9 @@ from stillroom.stages.rows import Rows, require_columns
 from stillroom.stages.teacher import Teacher
 from stillroom.storage.cache import Cache
 from stillroom.storage.errors import SignalError
+from stillroom.storage.folder import Ask
 from stillroom.storage.identity import differences, digest
-from stillroom.storage.segment import Ask, Segment
+from stillroom.storage.segment import Segment
 from stillroom.storage.serving import Content, Slots
 from stillroom.storage.snapshot import Served, Snapshot, Source
 

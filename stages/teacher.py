@@ -10,7 +10,7 @@ import numpy as np
 
 from stillroom.stages.rows import Batch
 from stillroom.storage.code import code_identity
-from stillroom.storage.segment import Ask
+from stillroom.storage.folder import Ask
 from stillroom.storage.signal import Values
 
 Answer = Callable[[Batch], Mapping[str, Values]]

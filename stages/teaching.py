@@ -16,10 +16,11 @@ from stillroom.stages.shard_work import ShardTask, ShardWork
 from stillroom.stages.teach_plan import TeachPlan, TeachState, Work
 from stillroom.stages.teacher import Teacher
 from stillroom.storage.cache import Cache
+from stillroom.storage.draft import Draft
 from stillroom.storage.errors import RowsError, SignalError
 from stillroom.storage.files import TEMPORARY
 from stillroom.storage.keys import KeyIndex
-from stillroom.storage.segment import Draft, Segment
+from stillroom.storage.segment import Segment
 from stillroom.storage.serving import Content
 from stillroom.storage.signal import Signal
 from stillroom.storage.snapshot import Snapshot

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from stillroom.storage.draft import Draft
 from stillroom.storage.errors import BusyError, FormatError, NotACacheError
 from stillroom.storage.files import (
     TEMPORARY,
@@ -23,7 +24,8 @@ from stillroom.storage.files import (
     store_errors,
     write_json,
 )
-from stillroom.storage.segment import FORMAT, Ask, Draft, Hashes, Segment
+from stillroom.storage.folder import FORMAT, Ask, Hashes
+from stillroom.storage.segment import Segment
 from stillroom.storage.snapshot import Served, Snapshot, write_snapshot
 
 _SEGMENT = re.compile(r"[0-9]{4,9}-")

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.storage.errors import RowsError, UnknownRowError, listed
+from stillroom.storage.folder import shard_format
 from stillroom.storage.keys import KeyList
-from stillroom.storage.segment import shard_format
 from stillroom.storage.shards import RowSource
 from stillroom.storage.signal import Values
 from stillroom.storage.snapshot import Snapshot

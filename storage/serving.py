@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stillroom.storage.folder import Ask, Hashes
 from stillroom.storage.keys import KeyIndex
-from stillroom.storage.segment import Ask, Hashes, Segment
+from stillroom.storage.segment import Segment
 
 Int64s = NDArray[np.int64]
 

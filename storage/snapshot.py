@@ -28,8 +28,9 @@ from stillroom.storage.errors import (
     nearest,
 )
 from stillroom.storage.files import read_json, write_json
+from stillroom.storage.folder import FORMAT, Hashes
 from stillroom.storage.keys import KeyIndex, KeyList, as_keys
-from stillroom.storage.segment import FORMAT, Hashes, Segment
+from stillroom.storage.segment import Segment
 from stillroom.storage.shards import Run
 from stillroom.storage.signal import Signal
 from stillroom.storage.table import read_table, write_table

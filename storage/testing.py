@@ -19,11 +19,13 @@ import pytest
 from numpy.typing import NDArray
 
 from stillroom.storage.cache import Cache
+from stillroom.storage.draft import Draft
 from stillroom.storage.errors import CorruptShardError, StoreFullError
 from stillroom.storage.files import TEMPORARY
+from stillroom.storage.folder import Ask, Hashes
 from stillroom.storage.keys import KeyList, as_keys
 from stillroom.storage.ragged import Ragged
-from stillroom.storage.segment import Ask, Draft, Hashes, Segment
+from stillroom.storage.segment import Segment
 from stillroom.storage.serving import Content
 from stillroom.storage.shards import Run, ShardFormat, StoredFile
 from stillroom.storage.signal import Signal, Values

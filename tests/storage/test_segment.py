@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from stillroom.storage.draft import Draft
 from stillroom.storage.errors import (
     CorruptShardError,
     FormatError,
@@ -20,8 +21,9 @@ from stillroom.storage.errors import (
     StoreFullError,
 )
 from stillroom.storage.files import TEMPORARY
+from stillroom.storage.folder import Ask, Shard
 from stillroom.storage.reader import Reader
-from stillroom.storage.segment import Ask, Draft, Segment, Shard
+from stillroom.storage.segment import Segment
 from stillroom.storage.testing import SmallCache, content_hashes
 
 KEYS = [f"k{i}" for i in range(11)]

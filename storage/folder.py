@@ -1,0 +1,122 @@
+"""What a draft and a sealed segment share: the plan, the rows, the receipts, and how they are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stillroom.storage.arrow_shards import ArrowShards
+from stillroom.storage.errors import GARBLED, CorruptShardError, FormatError
+from stillroom.storage.files import read_json
+from stillroom.storage.receipt import receipt_path, stored_files
+from stillroom.storage.shards import ShardFormat
+from stillroom.storage.signal import Signal
+from stillroom.storage.table import read_table
+from stillroom.storage.zarr_shards import ZarrShards
+
+FORMAT = 1
+Hashes = NDArray[np.void]
+"""(n,) items of 16 bytes: the content hash of each row."""
+
+
+def shard_format(signal: Signal) -> ShardFormat:
+    """Fixed shapes lie in Zarr, everything else in Arrow."""
+    return ZarrShards() if signal.kind == "fixed" else ArrowShards()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Slots `start` to `stop` of a segment: what one worker computes and writes at once."""
+
+    index: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A signal as it is asked of a teacher, before its shape and dtype are known."""
+
+    encoding: str
+    source: str
+
+    def to_json(self) -> dict[str, str]:
+        """As plan.json holds it."""
+        return {"encoding": self.encoding, "source": self.source}
+
+
+def rows_schema(key: pa.DataType) -> pa.Schema:
+    """Columns of rows.arrow for keys of this type."""
+    return pa.schema([("key", key), ("hash", pa.binary(16)), ("view", pa.int32())])
+
+
+class Folder:
+    """What a draft and a sealed segment share: the plan, the rows, the receipts."""
+
+    _sums: Mapping[str, str] = {}
+    """Checksums of small files; a draft has none yet."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the plan of a segment's folder."""
+        self.path = path
+        plan = read_json(path / "plan.json")
+        try:
+            self.teacher = str(plan["teacher"])
+            self.identity: dict[str, Any] = dict(plan["identity"])
+            self.digest = str(plan["digest"])
+            self.asked = {n: Ask(a["encoding"], a["source"]) for n, a in plan["asked"].items()}
+            self.rows, self.shard_rows = int(plan["rows"]), int(plan["shard_rows"])
+        except GARBLED as error:
+            raise FormatError(f"{path / 'plan.json'} lacks or garbles {error}") from error
+        if self.rows < 1 or self.shard_rows < 1 or plan.get("format") != FORMAT:
+            raise FormatError(f"{path / 'plan.json'} is not a plan of format {FORMAT}")
+        stored = path / "rows.arrow"
+        if not stored.is_file():
+            raise CorruptShardError(f"{stored} is missing; restore it, or teach again")
+        # Cheap, and bounds what a made-up number of rows can make us allocate.
+        if self.rows > stored.stat().st_size:
+            raise CorruptShardError(f"{stored} does not hold the {self.rows:,} rows of its plan")
+
+    def shards(self) -> list[Shard]:
+        """Every shard, finished or not."""
+        starts = range(0, self.rows, self.shard_rows)
+        return [Shard(i, s, min(s + self.shard_rows, self.rows)) for i, s in enumerate(starts)]
+
+    @cached_property
+    def _rows(self) -> pa.RecordBatch:
+        path = self.path / "rows.arrow"
+        batch = read_table(path, self._sums.get("rows.arrow"))
+        known = [rows_schema(key) for key in (pa.int64(), pa.large_string())]
+        if batch.schema not in known or len(batch) != self.rows:
+            raise CorruptShardError(f"{path} does not hold the {self.rows:,} rows of its plan")
+        return batch
+
+    @property
+    def keys(self) -> pa.Array:
+        """The key of each slot: Arrow int64 or large_string."""
+        return self._rows.column("key")
+
+    @property
+    def hashes(self) -> Hashes:
+        """The content hash of each slot: (rows,) items of 16 bytes."""
+        column = self._rows.column("hash")
+        return np.frombuffer(column.buffers()[1], "V16", self.rows, column.offset * 16)
+
+    def receipt(self, shard: int) -> dict[str, Any] | None:
+        """A shard's receipt, when it is there and its files have the sizes it states."""
+        path = receipt_path(self.path, shard)
+        if not path.exists():
+            return None
+        receipt = read_json(path)
+        for file in stored_files(receipt, path):
+            where = self.path / file.path
+            if not where.exists() or where.stat().st_size != file.bytes:
+                return None
+        return receipt
