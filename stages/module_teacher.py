@@ -48,6 +48,9 @@ class ModuleTeacher:
     """Below float32 the module runs under autocast."""
     device: str = "auto"
     """"auto" takes a GPU where the worker has one. Not part of the identity."""
+    libraries: Sequence[str] = ()
+    """Installed packages beside torch that compute its numbers (such as a tokenizer's): their
+    versions are part of the identity."""
     threads: int = 1
     """CPU threads inside one worker; fixed, because it can change the last bits of a sum."""
 
@@ -71,7 +74,8 @@ class ModuleTeacher:
             "prepare": None if self.prepare is None else code_identity(self.prepare),
             "inputs": list(self.inputs),
             "precision": self.precision,
-            "libraries": {"torch": importlib.metadata.version("torch").split("+")[0]},
+            "libraries": {n: importlib.metadata.version(n) for n in self.libraries}
+            | {"torch": importlib.metadata.version("torch").split("+")[0]},
         }
 
     def _weights(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 from stillroom.pipeline.step import Result, Run
 from stillroom.stages.student import Record
 from stillroom.storage.cache import Cache
-from stillroom.storage.files import write_json
+from stillroom.storage.files import write_atomic, write_json
 from stillroom.workflows.digits_data import FEW_ROWS, TRAIN_ROWS, digits_rows
 
 # Two-sided 95% quantiles of Student's t by degrees of freedom (1 to 10).
@@ -21,14 +21,65 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def report(run: Run, inputs: Mapping[str, Result], *, epochs: int) -> Result:
-    """Write results.json and report.html; return what the table shows."""
+    """Write results.json, the table and the page."""
     from stillroom.workflows.report import write_report
 
     records = [Record.read(run.folder / place) for place in inputs["students"]["records"]]
     results = collect(run.folder, inputs, records, epochs)
     write_json(run.folder / "results.json", results)
     write_report(results, run.folder / "report.html")
-    return {"outputs": ["results.json", "report.html"]}
+    write_atomic(run.folder / "table.txt", [student_table(results).encode()])
+    outputs = ["results.json", "report.html", "table.txt"]
+    return {"outputs": outputs, "show": "table.txt", "report": "report.html"}
+
+
+def student_table(results: Mapping[str, Any]) -> str:
+    """The table at the end of a run, as text."""
+    from io import StringIO
+
+    from rich.console import Console
+    from rich.table import Table
+
+    teacher, students = results["teacher"], results["students"]
+    seeds = len(students[0]["runs"])
+    table = Table(
+        title=f"{results['dataset']['name']}: {results['dataset']['test_rows']:,} test rows, "
+        f"{seeds} seeds, 95% intervals",
+        title_justify="left",
+    )
+    for heading in ("student", "parameters", "labels", "accuracy", "agreement", "ECE", "s"):
+        table.add_column(heading, justify="left" if heading == "student" else "right")
+    table.add_row(
+        f"{teacher['name']} (teacher)",
+        f"{teacher['parameters']:,}",
+        f"{results['dataset']['train_rows']:,}",
+        f"{teacher['accuracy']:.4f}",
+        "",
+        f"{teacher['ece']:.3f}",
+        "",
+        end_section=True,
+    )
+    for s in students:
+        accuracy = s["accuracy"]
+        half = (accuracy["high"] - accuracy["low"]) / 2
+        table.add_row(
+            s["name"],
+            f"{s['parameters']:,}",
+            f"{s['labels']:,}",
+            f"{accuracy['mean']:.4f} ± {half:.4f}",
+            f"{s['agreement']['mean']:.4f}",
+            f"{s['ece']['mean']:.3f}",
+            f"{s['seconds']['mean']:.1f}",
+        )
+    text = StringIO()
+    Console(file=text, width=96).print(table)
+    cost = results["cost"]
+    text.write(
+        f"teacher: {cost['teacher_seconds']:.2f} s once for {cost['teacher_rows']:,} rows; inside every "
+        f"training it would have been {cost['online_teacher_seconds']:.1f} s "
+        f"({cost['epochs_rows']:,} rows)\n"
+    )
+    return text.getvalue()
 
 
 def collect(

@@ -62,7 +62,7 @@ class Progress:
             self._status = None
 
     def _line(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _moving(self, text: str, *, last: bool) -> None:
         if self.console.is_terminal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from stillroom.pipeline.execute import execute
 from stillroom.pipeline.execute import plan as plan_steps
 from stillroom.pipeline.ray_runner import RayRunner
 from stillroom.pipeline.runner import LocalRunner
-from stillroom.pipeline.step import Run
+from stillroom.pipeline.step import Result, Run
 from stillroom.workflows.flows import find_workflow, parse_settings
 
 
@@ -48,17 +49,19 @@ def run_workflow(
         said = {"folder": str(folder), "computed": progress.computed, "seconds": seconds}
         print(json.dumps({**said, "results": results}, indent=2))
         return
-    summary = folder / "results.json"
-    if summary.exists():
-        from stillroom.workflows.inspecting import print_students
-
-        print_students(json.loads(summary.read_text()))
+    for name in _named(results, "show"):
+        print((folder / name).read_text().rstrip())
     if progress.computed:
         print(f"computed {', '.join(progress.computed)} in {seconds:.1f} s")
     else:
         print(f"nothing to do: everything is fresh, no teacher was loaded ({seconds:.1f} s)")
-    if (folder / "report.html").exists():
-        print(f"report: {folder / 'report.html'}")
+    for name in _named(results, "report"):
+        print(f"report: {folder / name}")
+
+
+def _named(results: Mapping[str, Result], key: str) -> list[str]:
+    """Files that steps want a person to see: `show` is printed, `report` is pointed to."""
+    return [str(result[key]) for result in results.values() if result.get(key)]
 
 
 def plan_workflow(flow: str, arguments: list[str], out: Path | None, as_json: bool) -> None:
