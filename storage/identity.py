@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any
+
+_DIGEST = re.compile(r"[0-9a-f]{32,64}")
 
 
 def canonical(value: Any) -> str:
@@ -32,6 +35,8 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
 
     >>> differences({"weights": {"a": 1}, "x": 2}, {"weights": {"a": 9}, "x": 2})
     ['weights.a: 1 became 9']
+    >>> differences({"names": ["a", "b"]}, {"names": ["b", "c"]})
+    ['names: "a" gone; "c" new']
     """
     if isinstance(old, dict) and isinstance(new, dict):
         found: list[str] = []
@@ -46,6 +51,13 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
         return found
     if canonical(old) == canonical(new):
         return []
+    if isinstance(old, list) and isinstance(new, list):
+        gone = [_short(item) for item in old if item not in new]
+        more = [_short(item) for item in new if item not in old]
+        words = [f"{', '.join(gone)} gone"] * bool(gone) + [f"{', '.join(more)} new"] * bool(more)
+        return [f"{where}: {'; '.join(words) or 'another order'}"]
+    if _DIGEST.fullmatch(f"{old}") and _DIGEST.fullmatch(f"{new}"):
+        return [f"{where} changed"]  # the digits of a digest say nothing to anybody
     return [f"{where}: {_short(old)} became {_short(new)}"]
 
 

@@ -30,7 +30,7 @@ def test_a_dask_array_holds_every_row_of_every_segment_in_the_order_of_the_keys(
     assert array.shape == (14, 6)
     assert array.npartitions > 2
     assert isinstance(array, dask.array.Array)
-    expected = Reader(snapshot, ["logits"]).gather(snapshot.keys)["logits"]
+    expected: Any = Reader(snapshot, ["logits"]).gather(snapshot.keys)["logits"]
     np.testing.assert_array_equal(array.compute(), expected)
     np.testing.assert_allclose(array.mean(axis=0).compute(), np.mean(expected, axis=0), rtol=1e-6)
 

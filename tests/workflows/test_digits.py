@@ -37,7 +37,7 @@ def test_the_cache_answers_for_every_digit_with_what_the_teacher_says(digits_run
     snapshot = Cache(folder / "digits.cache").snapshot()
     keys = digits_rows().keys.to_pylist()
     chosen = keys[::97]
-    cached = Reader(snapshot).gather(chosen)
+    cached: dict[str, Any] = dict(Reader(snapshot).gather(chosen))
     weights = folder / said["results"]["teacher"]["weights"]
     from functools import partial
 
@@ -45,8 +45,7 @@ def test_the_cache_answers_for_every_digit_with_what_the_teacher_says(digits_run
 
     teacher = ModuleTeacher("cnn20", partial(cnn, 20), weights=weights)
     live = teacher.load()(digits_rows().read(np.arange(0, len(keys), 97), ["image"]))
-    logits = live["logits"]
-    assert isinstance(logits, np.ndarray)
+    logits: Any = live["logits"]
     # float16 keeps 11 bits; the live batch is composed differently, which moves the last bits too.
     np.testing.assert_allclose(cached["logits"], logits, rtol=2e-3, atol=2e-3)
     assert np.asarray(cached["feature"]).shape == (len(chosen), 320)
@@ -74,7 +73,7 @@ def test_one_more_student_trains_only_that_one(digits_run: Done, tmp_path: Path)
     before = {p.name for p in (folder / "students").iterdir()}
     said: list[Any] = []
     run = Run(folder, LocalRunner(), said.append)
-    execute(digits(**SMALL, extra=("mlp8-kd",)), run)  # type: ignore[arg-type]
+    execute(digits(**SMALL, extra=("mlp8-kd",)), run)
     trained = {e.name for e in said if type(e).__name__ == "StudentTrained"}
     new = {p.name for p in (folder / "students").iterdir()} - before
     assert trained == {"mlp8-kd"}
