@@ -90,12 +90,32 @@ class Extents:
         # Where position 0 would lie if an extent reached back to it: offset = zero + position * size.
         self._zero = np.array(first, np.int64) - self._start * row_bytes
         self._gapless = bool(len(ordered)) and bool((self._start[1:] == self._stop[:-1]).all())
+        self._shift, self._block = self._blocks()
+
+    def _blocks(self) -> tuple[int, Int64s]:
+        """The extent at the start of every block of 2**shift positions, or no blocks.
+
+        Blocks are no longer than the shortest extent (but the last), so one block meets two extents
+        at most: finding a row's extent is then a look-up and a comparison, where a binary search
+        costs 16 of a batch's 160 microseconds. With short extents the table would be long.
+        """
+        if not self._gapless or self._start[0] != 0:
+            return 0, np.zeros(0, np.int64)
+        shortest = int((self._stop - self._start)[:-1].min(initial=int(self._stop[-1])))
+        shift = shortest.bit_length() - 1
+        if shift < 6:
+            return 0, np.zeros(0, np.int64)
+        blocks = np.arange(0, int(self._stop[-1]), 1 << shift)
+        return shift, np.searchsorted(self._start, blocks, side="right") - 1
 
     def missing(self, positions: Int64s) -> Int64s:
         """Indices into `positions` of those that no extent holds."""
         return np.flatnonzero(~self._held(positions, self._extent(positions)))
 
     def _extent(self, positions: Int64s) -> Int64s:
+        if len(self._block) and positions.min() >= 0 and positions.max() < self._stop[-1]:
+            first = self._block[positions >> self._shift]
+            return np.asarray(first + (positions >= self._stop[first]))
         return np.searchsorted(self._start, positions, side="right") - 1
 
     def _held(self, positions: Int64s, extent: Int64s) -> NDArray[np.bool_]:
@@ -108,15 +128,15 @@ class Extents:
 
         Raises IndexError when a position is in no extent (see `missing`).
         """
-        extent = self._extent(positions)
         if len(positions) == 0:
-            return extent
+            return np.zeros(0, np.int64)
         if self._gapless:  # the usual case, and two numbers decide it
             held = positions.min() >= self._start[0] and positions.max() < self._stop[-1]
         else:
-            held = self._held(positions, extent).all()
+            held = self._held(positions, self._extent(positions)).all()
         if not held:
             raise IndexError("a position is in no extent")
+        extent = self._extent(positions)
         if self._touch is not None:
             files = np.unique(self._file[extent])
             for file in files[self._fresh[files]]:

@@ -111,6 +111,30 @@ def test_offsets_outside_the_mapped_files_are_refused(tmp_path: Path) -> None:
         extents.read(np.array([first]), 65)
 
 
+@pytest.mark.parametrize(
+    "lengths", [[100], [64, 64], [100, 64, 200, 7], [65, 1], [64, 500, 64, 1], [63, 200]]
+)
+def test_long_extents_are_found_by_block_like_any_others(
+    tmp_path: Path, lengths: list[int]
+) -> None:
+    files = [_file(tmp_path / str(i), n) for i, n in enumerate(lengths)]
+    starts = np.cumsum([0, *lengths])
+    extents = Extents(
+        [Extent(int(s), n, i, 0) for i, (s, n) in enumerate(zip(starts, lengths, strict=False))],
+        files,
+        1,
+    )
+    every = np.random.default_rng(0).permutation(int(starts[-1]))
+    expected = np.searchsorted(starts, every, side="right") - 1
+    assert extents.locate(every).tolist() == expected.tolist()
+    held = np.concatenate([np.arange(n) % 256 for n in lengths])
+    assert extents.rows(every, np.dtype("u1"), ()).tolist() == held[every].tolist()
+    for outside in (-1, int(starts[-1])):
+        assert extents.missing(np.array([0, outside])).tolist() == [1]
+        with pytest.raises(IndexError):
+            extents.locate(np.array([0, outside]))
+
+
 @pytest.mark.parametrize("rows", [0, -1])
 def test_an_extent_without_rows_is_refused(tmp_path: Path, rows: int) -> None:
     with pytest.raises(CorruptShardError):
