@@ -49,7 +49,7 @@ def measure(work: Path, quick: bool) -> Section:
         "`LocalRunner` has no such cost."
     )
     section.notes.append(
-        "Ray gives its workers a low priority (nice 15 unless RAY_worker_niceness says otherwise), so "
+        "Ray gives its workers a low priority (nice 15; where stillroom starts Ray itself, none), so "
         "on a machine with other work they get less of it than the plain loops; run this when quiet."
     )
     return section
