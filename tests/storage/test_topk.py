@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_decoded_logits_are_a_distribution_with_that_log_sum_exp(
     assert decoded.shape == logits.shape
     q = np.exp(decoded.astype(np.float64) - coded["logsumexp"][:, None])
     # A float16 log-probability of size x is off by up to x * 2**-11, and p * x is at most 1/e.
-    assert q.sum(-1) == pytest.approx(1, abs=k * 2**-11 / np.e + 1e-5)
+    assert q.sum(-1) == pytest.approx(1, abs=k * 2**-11 / math.e + 1e-5)
     rest = q.copy()
     np.put_along_axis(rest, coded["indices"].astype(np.int64), 0, -1)
     assert rest.sum(-1) == pytest.approx(coded["tail"].astype(np.float64), rel=1e-4, abs=1e-20)
