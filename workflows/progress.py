@@ -127,8 +127,11 @@ class Progress:
     def _student_trained(self, event: StudentTrained) -> None:
         self._done += 1
         found = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
-        self._moving(
-            f"{self._done} of {self._total}: {event.name} seed {event.seed}: {found}, "
-            f"{event.seconds:.1f} s; {self._left()}",
-            last=self._done >= self._total,
-        )
+        count = f"{self._done} of {self._total}"
+        left = "" if self.console.is_terminal else f"; {self._left()}"
+        said = f"{event.name}, seed {event.seed}: {found}; {event.seconds:.1f} s"
+        self._line(f"  {count}: {said}{left}")
+        if self.console.is_terminal and self._done < self._total:
+            self._moving(f"{count} trained, {self._left()}", last=False)
+        else:
+            self.close()
