@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -51,8 +53,6 @@ class Fitting:
             )
 
     def _build_heads(self, recipe: Recipe) -> nn.ModuleDict:
-        import numpy as np
-
         self.module.eval()
         with torch.no_grad():
             tensors = self._placed(self._loader.batch(np.arange(min(2, len(self._loader.keys)))))
@@ -112,7 +112,7 @@ class Fitting:
             tensors |= self._head_outputs(self.heads, tensors)
             loss = self._loss(tensors)
             value = loss.item()
-            if value != value or value in (float("inf"), float("-inf")):
+            if not math.isfinite(value):
                 keys = [self._loader.keys[int(i)].as_py() for i in chosen]
                 raise TrainingError(
                     f"student {self.student.name!r}, seed {self.student.seed}, epoch {number}: the "

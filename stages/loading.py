@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stillroom.stages.rows import Rows
-from stillroom.storage.errors import RowsError, listed
-from stillroom.storage.keys import KeyIndex, KeyList, as_keys
+from stillroom.stages.rows import Rows, find_rows
+from stillroom.storage.errors import RowsError
+from stillroom.storage.keys import KeyList, as_keys
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.reader import Reader
 
@@ -43,10 +43,7 @@ class Loader:
         self._rows, self._columns, self._reader = rows, tuple(columns), reader
         self._batch_size, self._seed = batch_size, seed
         self.keys = as_keys(keys)
-        self._places = KeyIndex(rows.keys).find(self.keys)
-        if (self._places < 0).any():
-            unknown = [self.keys[int(i)].as_py() for i in np.flatnonzero(self._places < 0)]
-            raise RowsError(f"{len(unknown):,} rows are not in the data set: {listed(unknown)}")
+        self._places = find_rows(rows, self.keys)
         if len(self._places) == 0:
             raise RowsError("no rows were chosen; there is nothing to load")
         self._halves: dict[str, torch.dtype] = {}

@@ -10,11 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillroom.stages.rows import Rows
+from stillroom.stages.rows import Rows, find_rows
 from stillroom.storage.errors import RowsError, listed
 from stillroom.storage.folder import Hashes
 from stillroom.storage.identity import digest
-from stillroom.storage.keys import KeyIndex
 from stillroom.storage.reader import Reader
 from stillroom.storage.snapshot import Snapshot
 
@@ -85,13 +84,7 @@ class Reading:
 
     def _where(self, split: str) -> Int64s:
         if split not in self._places:
-            keys = self._splits[split]
-            places = KeyIndex(self._rows.keys).find(keys)
-            if len(unknown := np.flatnonzero(places < 0)):
-                raise RowsError(
-                    f"{len(unknown):,} rows of split {split!r} are not in the data set: "
-                    f"{listed(keys[int(i)].as_py() for i in unknown)}"
-                )
+            places = find_rows(self._rows, self._splits[split], f"of split {split!r} ")
             if len(places) == 0:
                 raise RowsError(f"split {split!r} has no rows")
             self._places[split] = places

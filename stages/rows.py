@@ -10,9 +10,9 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from stillroom.storage.errors import RowsError, nearest
+from stillroom.storage.errors import RowsError, listed, nearest
 from stillroom.storage.folder import Hashes
-from stillroom.storage.keys import KeyList, as_keys, check_unique
+from stillroom.storage.keys import KeyIndex, KeyList, as_keys, check_unique
 
 Int64s = NDArray[np.int64]
 Column = NDArray[Any] | list[str]
@@ -111,6 +111,17 @@ class ArrayRows:
         if name not in self._columns:
             raise RowsError(f"the data set has no column {name!r}; {nearest(name, self._columns)}")
         return self._columns[name]
+
+
+def find_rows(rows: Rows, keys: pa.Array, of: str = "") -> Int64s:
+    """The place of each key in the data set; RowsError names those that it lacks."""
+    places = KeyIndex(rows.keys).find(keys)
+    if len(unknown := np.flatnonzero(places < 0)):
+        raise RowsError(
+            f"{len(unknown):,} rows {of}are not in the data set: "
+            f"{listed(keys[int(i)].as_py() for i in unknown)}"
+        )
+    return places
 
 
 def require_columns(rows: Rows, columns: Sequence[str], who: str) -> None:

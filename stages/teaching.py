@@ -21,7 +21,6 @@ from stillroom.storage.errors import RowsError, SignalError
 from stillroom.storage.files import TEMPORARY
 from stillroom.storage.keys import KeyIndex
 from stillroom.storage.segment import Segment
-from stillroom.storage.serving import Content
 from stillroom.storage.signal import Signal
 from stillroom.storage.snapshot import Snapshot
 
@@ -115,9 +114,8 @@ def _continues(state: TeachState, draft: Draft, work: Work) -> bool:
     """Whether the draft holds exactly the rows and signals of this work."""
     if draft.asked != dict(work.asked) or draft.rows != len(work.places):
         return False
-    stored = Content(draft.keys, draft.hashes)
-    mine = Content(state.rows.keys.take(work.places), state.own.hashes[work.places])
-    return stored.keys.equals(mine.keys) and bool((stored.hashes == mine.hashes).all())
+    same_keys = draft.keys.equals(state.rows.keys.take(work.places))
+    return same_keys and bool((draft.hashes == state.own.hashes[work.places]).all())
 
 
 def _draft(state: TeachState, work: Work, shard_rows: int) -> Draft:

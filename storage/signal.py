@@ -19,7 +19,6 @@ from stillroom.storage.ragged import Ragged
 Values = NDArray[np.generic] | Ragged | list[str]
 """What a signal is in memory: fixed shape, ragged, or one text per row."""
 
-Scalar = Literal["bool", "int", "uint", "float"]
 TEXT = "string"
 _LARGEST_ROW = 2**31
 """numpy cannot hold larger items."""

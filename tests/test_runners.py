@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stillroom.pipeline import LocalRunner, RayRunner, Runner, RunnerError
+from stillroom.pipeline import RayRunner, Runner, RunnerError
 
 Work = Callable[[int], int]
 
@@ -22,14 +22,6 @@ def ray_runner() -> Iterator[RayRunner]:
     """One Ray for all tests here: starting it takes seconds."""
     with RayRunner(workers=2) as runner:
         yield runner
-
-
-@pytest.fixture(params=["local", "ray"])
-def runner(request: pytest.FixtureRequest) -> Runner:
-    if request.param == "local":
-        return LocalRunner()
-    shared: RayRunner = request.getfixturevalue("ray_runner")
-    return shared
 
 
 def square() -> Work:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stillroom.pipeline import LocalRunner, RayRunner, Runner
+from stillroom.pipeline import RayRunner
 from tests.stages import builders
 
 
@@ -20,11 +20,3 @@ def ray_runner() -> Iterator[RayRunner]:
     with RayRunner(workers=3) as runner:
         yield runner
     cloudpickle.unregister_pickle_by_value(builders)  # type: ignore[no-untyped-call]
-
-
-@pytest.fixture(params=["local", "ray"])
-def runner(request: pytest.FixtureRequest) -> Runner:
-    if request.param == "local":
-        return LocalRunner()
-    shared: RayRunner = request.getfixturevalue("ray_runner")
-    return shared
