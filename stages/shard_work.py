@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from stillroom.storage.draft import Draft
 from stillroom.storage.errors import SignalError, listed, nearest
 from stillroom.storage.files import write_json
 from stillroom.storage.folder import Shard
+from stillroom.storage.place import Place
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.signal import Signal, Values
 
@@ -55,7 +55,7 @@ class ShardWork:
 
     teacher: Teacher
     rows: Rows
-    draft: Path
+    draft: Place
     batch_size: int
 
     def __call__(self) -> ShardWorker:

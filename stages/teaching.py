@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -18,7 +17,7 @@ from stillroom.stages.teacher import Teacher
 from stillroom.storage.cache import Cache
 from stillroom.storage.draft import Draft
 from stillroom.storage.errors import RowsError, SignalError
-from stillroom.storage.files import TEMPORARY
+from stillroom.storage.files import remove_tree
 from stillroom.storage.keys import KeyIndex
 from stillroom.storage.segment import Segment
 from stillroom.storage.signal import Signal
@@ -52,6 +51,7 @@ def teach(
     runner: Mapper,
     batch_size: int = 256,
     shard_rows: int = 4096,
+    wait: float = 0.0,
     listen: Listen = ignore,
 ) -> Snapshot:
     """Make the cache answer for every row of the data set, and return the snapshot that does.
@@ -62,7 +62,8 @@ def teach(
     order in which shards finish do not change a byte.
 
     Raises SignalError for an answer that cannot be stored, StoreFullError, StorePermissionError,
-    BusyError when another process is teaching into this cache; what was stored stays.
+    BusyError when another process still runs this teacher into this cache after `wait` seconds; what
+    was stored stays. Different teachers may run at the same time.
     """
     if len(rows) == 0:
         raise RowsError("the data set has no rows; there is nothing to teach")
@@ -73,18 +74,21 @@ def teach(
     if (snapshot := state.fresh()) is not None:
         listen(TeachFinished(teacher.name, 0, snapshot.number, time.perf_counter() - started))
         return snapshot
-    with cache.writing():
+    with cache.writing(state.digest, wait=wait) as lease:
         _keep_cut_off_work(state)
         segments = cache.segments()
         plan = state.plan()
         if plan.snapshot is not None:
-            return plan.snapshot  # another process finished between our look and our lock
+            return plan.snapshot  # another process finished between our look and our lease
+        why = _interrupted_why(state, segments) or plan.why
         for work in plan.work:
-            draft = _draft(state, work, shard_rows)
-            _compute(state, draft, runner, batch_size, plan.why, listen)
+            draft = _draft(state, work, shard_rows, why)
+            _compute(state, draft, runner, batch_size, why, listen)
             _require_one_shape(segments, draft)
+            lease.require()
             segments.append(draft.seal())
-        snapshot = cache.commit(state.served(segments), plan.why or _SAME_ANSWERS)
+        lease.require()
+        snapshot = cache.commit(lambda: state.served(cache.segments()), why or _SAME_ANSWERS)
     seconds = time.perf_counter() - started
     listen(TeachFinished(teacher.name, plan.to_compute, snapshot.number, seconds))
     return snapshot
@@ -98,16 +102,20 @@ def _keep_cut_off_work(state: TeachState) -> None:
             continue
         if any(_continues(state, draft, work) for work in state.work(state.cache.segments())):
             continue
-        if any(draft.receipt(shard.index) is not None for shard in draft.shards()):
+        if draft.receipts():
             # Shards that disagree were never part of the cache, and would end every later run.
             with suppress(SignalError):
                 _require_one_shape(state.cache.segments(), draft)
                 draft.seal()
                 continue
-        # Renamed first: half a draft, left by a run that is killed here, would end every later one.
-        leftover = draft.path.with_name(f"{TEMPORARY}{draft.path.name}")
-        draft.path.rename(leftover)
-        shutil.rmtree(leftover)
+        remove_tree(draft.path, first=["plan.json"])
+
+
+def _interrupted_why(state: TeachState, segments: Sequence[Segment]) -> str:
+    """The reason that a run had which was cut off after it sealed segments and before its snapshot."""
+    newest = max(state.cache.snapshots(), default=None)
+    mine = [s for s in segments if s.digest == state.digest and s.after == newest]
+    return mine[-1].why if mine else ""
 
 
 def _continues(state: TeachState, draft: Draft, work: Work) -> bool:
@@ -118,7 +126,7 @@ def _continues(state: TeachState, draft: Draft, work: Work) -> bool:
     return same_keys and bool((draft.hashes == state.own.hashes[work.places]).all())
 
 
-def _draft(state: TeachState, work: Work, shard_rows: int) -> Draft:
+def _draft(state: TeachState, work: Work, shard_rows: int, why: str) -> Draft:
     for draft in state.cache.drafts():
         if draft.digest == state.digest and _continues(state, draft, work):
             return draft
@@ -129,6 +137,7 @@ def _draft(state: TeachState, work: Work, shard_rows: int) -> Draft:
         state.rows.keys.take(work.places),
         state.own.hashes[work.places],
         shard_rows,
+        why,
     )
 
 
@@ -137,8 +146,7 @@ def _require_one_shape(segments: Sequence[Segment], draft: Draft) -> None:
 
     A snapshot over both could not be read.
     """
-    receipts = (draft.receipt(shard.index) for shard in draft.shards())
-    receipt = next(r for r in receipts if r is not None)
+    receipt = next(iter(draft.receipts().values()))
     for name in draft.asked:
         now = Signal.from_json(name, receipt["signals"][name])
         for segment in segments:
@@ -157,7 +165,8 @@ def _compute(
     state: TeachState, draft: Draft, runner: Mapper, batch_size: int, why: str, listen: Listen
 ) -> None:
     places = KeyIndex(state.rows.keys).find(draft.keys)
-    todo = [s for s in draft.shards() if draft.receipt(s.index) is None]
+    finished = draft.receipts()
+    todo = [s for s in draft.shards() if s.index not in finished]
     left = sum(s.stop - s.start for s in todo)
     listen(TeachStarted(draft.teacher, left, draft.rows - left, why))
     tasks = [ShardTask(s, np.ascontiguousarray(places[s.start : s.stop])) for s in todo]

@@ -8,7 +8,6 @@ that our reader maps the file and needs no Arrow call per batch; other libraries
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from stillroom.storage.errors import GARBLED, CorruptShardError, SignalError
 from stillroom.storage.files import crc32c, write_atomic
 from stillroom.storage.gather import Extent, Extents, Int64s
 from stillroom.storage.part import Part
+from stillroom.storage.place import Place
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.shards import FileTable, Run, StoredFile
 from stillroom.storage.signal import Signal, Values
@@ -31,7 +31,7 @@ class ArrowShards:
     """The ShardFormat of ragged and text signals."""
 
     def write(
-        self, segment: Path, signal: Signal, shard: int, shard_rows: int, values: Values
+        self, segment: Place, signal: Signal, shard: int, shard_rows: int, values: Values
     ) -> list[StoredFile]:
         """One Arrow file with a column for each part."""
         columns = _columns(signal, values)

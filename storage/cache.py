@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import re
-import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +15,16 @@ from stillroom.storage.draft import Draft
 from stillroom.storage.errors import BusyError, FormatError, NotACacheError
 from stillroom.storage.files import (
     TEMPORARY,
+    each_of,
     read_json,
     remove_leftovers,
     store_errors,
     write_json,
 )
 from stillroom.storage.folder import FORMAT, Ask, Hashes
+from stillroom.storage.lease import FOLDER as LEASES
+from stillroom.storage.lease import Lease, active_leases, held
+from stillroom.storage.place import Place, place_of
 from stillroom.storage.segment import Segment
 from stillroom.storage.snapshot import Served, Snapshot, write_snapshot
 
@@ -32,19 +32,38 @@ _SEGMENT = re.compile(r"[0-9]{4,9}-")
 _SNAPSHOT = re.compile(r"[0-9]{6,9}\.json")
 
 
-def _number(segment: Path) -> int:
+_CARE = "care"
+"""The lease that excludes all others."""
+_POLL_SECONDS = 0.5
+
+
+def _number(segment: Place) -> int:
     return int(segment.name.partition("-")[0])
 
 
+def _is_empty(place: Place) -> bool:
+    """Whether a cache can be made there; a folder is made where there is none."""
+    if isinstance(place, Path):
+        with store_errors(place):
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise NotACacheError(
+                    f"{place} is a file or below one, not a cache's folder; name another path"
+                ) from error
+    # A process that was killed while it made the cache may have left a temporary file.
+    return all(p.name.startswith(TEMPORARY) for p in place.iterdir())
+
+
 class Cache:
-    """Teachers' answers at a path.
+    """Teachers' answers in a folder, or below a URL such as s3://bucket/prefix.
 
     Reading needs no lock: what is sealed never changes. Writers take `writing()`.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Place) -> None:
         """Open a cache that exists; NotACacheError or FormatError when it cannot be."""
-        self.path = Path(path)
+        self.path = place_of(path)
         marker = self.path / "cache.json"
         if not self.path.is_dir():
             raise NotACacheError(
@@ -66,24 +85,15 @@ class Cache:
             )
 
     @classmethod
-    def at(cls, path: str | Path) -> Cache:
+    def at(cls, path: str | Place) -> Cache:
         """Open the cache at a path, or make an empty one where nothing is yet.
 
         A folder that holds something else is refused (NotACacheError).
         """
-        path = Path(path)
-        with store_errors(path):
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError) as error:
-                raise NotACacheError(
-                    f"{path} is a file or below one, not a cache's folder; name another path"
-                ) from error
-            # A process that was killed while it made the cache may have left a temporary file.
-            empty = all(p.name.startswith(TEMPORARY) for p in path.iterdir())
-        if empty:
-            write_json(path / "cache.json", {"format": FORMAT, "stillroom": "teacher cache"})
-        return cls(path)
+        place = place_of(path)
+        if _is_empty(place):
+            write_json(place / "cache.json", {"format": FORMAT, "stillroom": "teacher cache"})
+        return cls(place)
 
     def __repr__(self) -> str:
         """The path and how many snapshots there are."""
@@ -91,17 +101,25 @@ class Cache:
 
     def segments(self) -> list[Segment]:
         """Every sealed segment, oldest first."""
-        return [Segment(p) for p in self._folders() if (p / "segment.json").exists()]
+        found = self._folders()
+        sealed = each_of(self.path, lambda p: (p / "segment.json").is_file(), found)
+        chosen = [p for p, is_sealed in zip(found, sealed, strict=True) if is_sealed]
+        return each_of(self.path, Segment, chosen)
 
     def drafts(self) -> list[Draft]:
         """Every unsealed segment, oldest first."""
-        return [Draft(p) for p in self._folders() if not (p / "segment.json").exists()]
+        found = self._folders()
+        sealed = each_of(self.path, lambda p: (p / "segment.json").is_file(), found)
+        return [Draft(p) for p, is_sealed in zip(found, sealed, strict=True) if not is_sealed]
 
-    def _folders(self) -> list[Path]:
+    def _folders(self) -> list[Place]:
+        """Those of drafts and of segments: what has a plan."""
         folder = self.path / "segments"
         if not folder.is_dir():
             return []
-        found = [p for p in folder.iterdir() if _SEGMENT.match(p.name) and p.is_dir()]
+        found = [p for p in folder.iterdir() if _SEGMENT.match(p.name)]
+        there = each_of(self.path, lambda p: (p / "plan.json").is_file(), found)
+        found = [p for p, is_there in zip(found, there, strict=True) if is_there]
         return sorted(found, key=lambda p: (_number(p), p.name))
 
     def draft(
@@ -112,6 +130,7 @@ class Cache:
         keys: pa.Array,
         hashes: Hashes,
         shard_rows: int,
+        why: str = "",
     ) -> Draft:
         """Begin a new segment; call it inside `writing()`."""
         numbers = [_number(p) for p in self._folders()]
@@ -124,12 +143,15 @@ class Cache:
             keys=keys,
             hashes=hashes,
             shard_rows=shard_rows,
+            why=why,
+            after=max(self.snapshots(), default=None),
         )
 
     def snapshots(self) -> list[int]:
         """The numbers of all snapshots, oldest first."""
-        found = (self.path / "snapshots").glob("*.json")
-        return sorted(int(p.stem) for p in found if _SNAPSHOT.fullmatch(p.name))
+        folder = self.path / "snapshots"
+        found = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        return sorted(int(name[:-5]) for name in found if _SNAPSHOT.fullmatch(name))
 
     def snapshot(self, number: int | None = None) -> Snapshot:
         """One snapshot; the newest without a number. NotACacheError when there is none."""
@@ -142,39 +164,62 @@ class Cache:
             )
         return Snapshot(self.path, known[-1] if number is None else number)
 
-    def commit(self, served: Sequence[Served], why: str) -> Snapshot:
-        """Write the next snapshot; call it inside `writing()`."""
-        known = self.snapshots()
-        number = (known[-1] if known else 0) + 1
-        write_snapshot(self.path / "snapshots", number, served, known[-1] if known else None, why)
-        return Snapshot(self.path, number)
+    def commit(self, served: Callable[[], Sequence[Served]], why: str) -> Snapshot:
+        """Write the next snapshot; call it inside `writing()` or `maintaining()`.
+
+        `served` is called again when another process committed in between, so that nothing which
+        that snapshot serves is lost.
+        """
+        while True:
+            known = self.snapshots()
+            parent = known[-1] if known else None
+            number = (parent or 0) + 1
+            try:
+                write_snapshot(self.path / "snapshots", number, served(), parent, why)
+            except FileExistsError:
+                continue
+            return Snapshot(self.path, number)
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the cache for writing; BusyError says who holds it.
+    def writing(self, work: str, *, wait: float = 0.0) -> Iterator[Lease]:
+        """Hold one teacher's part of the cache for writing: `work` is the digest of its identity.
 
-        The lock is the operating system's and ends with the process that holds it, however it ends.
-        Leftovers of a killed writer are removed on entry.
+        Different teachers write at the same time. BusyError after `wait` seconds says who holds it,
+        where and since when. What a killed writer left unfinished is removed on entry.
         """
-        path = self.path / "writer.lock"
-        with store_errors(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
-                raise BusyError(
-                    f"{self.path} is being written by another process: {holder or 'unknown'}. Wait "
-                    "for it to finish; readers are not affected"
-                ) from error
-            holder = json.dumps(
-                {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%F %T")}
-            )
-            with store_errors(path, len(holder)):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, holder.encode(), 0)
+        name = f"teach-{work[:16]}"
+        give_up = time.monotonic() + wait
+        with held(self._leases / f"{name}.json", f"teaching {work[:12]}", wait=wait) as lease:
+            # Both sides take their own lease first and look for the other's then, so that at least
+            # one of two that come together sees the other.
+            while others := [h for n, h in active_leases(self._leases) if n == _CARE]:
+                if time.monotonic() >= give_up:
+                    raise BusyError(
+                        f"{self.path} is busy: {others[0]}. Wait for it to finish, or pass wait= "
+                        "(seconds). Readers are not affected"
+                    )
+                time.sleep(_POLL_SECONDS)
             remove_leftovers(self.path)
-            yield
-        finally:
-            os.close(descriptor)
+            yield lease
+
+    @contextmanager
+    def maintaining(self, what: str, *, wait: float = 0.0) -> Iterator[Lease]:
+        """Hold the whole cache, as who removes or replaces what is stored must: nobody else writes.
+
+        BusyError after `wait` seconds says who does.
+        """
+        give_up = time.monotonic() + wait
+        with held(self._leases / f"{_CARE}.json", what, wait=wait) as lease:
+            while others := [h for n, h in active_leases(self._leases) if n != _CARE]:
+                if time.monotonic() >= give_up:
+                    raise BusyError(
+                        f"{self.path} is busy: {'; '.join(map(str, others))}. Wait for it to finish, or "
+                        "pass wait= (seconds). Readers are not affected"
+                    )
+                time.sleep(_POLL_SECONDS)
+            remove_leftovers(self.path)
+            yield lease
+
+    @property
+    def _leases(self) -> Place:
+        return self.path / LEASES

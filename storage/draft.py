@@ -7,21 +7,18 @@ cache. Everything but the folder `made/` is a function of the teacher and the ro
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from stillroom.storage.errors import CorruptShardError, RowsError, SignalError
-from stillroom.storage.files import TEMPORARY, crc32c, store_errors, sync_folder, write_json
+from stillroom.storage.files import crc32c, each_of, read_whole, remove_tree, write_json
 from stillroom.storage.folder import FORMAT, Ask, Folder, Hashes, Shard, rows_schema, shard_format
 from stillroom.storage.identity import digest
-from stillroom.storage.receipt import agreed_signals, merged_errors, receipt_path
+from stillroom.storage.place import Place
+from stillroom.storage.receipt import agreed_signals, merged_errors, receipt_name, receipt_path
 from stillroom.storage.segment import Segment
 from stillroom.storage.signal import Signal, Values, checked_name
 from stillroom.storage.table import write_table
@@ -34,7 +31,7 @@ class Draft(Folder):
     @classmethod
     def create(
         cls,
-        segments: Path,
+        segments: Place,
         number: int,
         *,
         teacher: str,
@@ -43,8 +40,10 @@ class Draft(Folder):
         keys: pa.Array,
         hashes: Hashes,
         shard_rows: int,
+        why: str = "",
+        after: int | None = None,
     ) -> Draft:
-        """Make the folder with plan and rows; it appears whole or not at all."""
+        """Write rows and plan; the draft is there once its plan is."""
         checked_name(teacher, "teacher")
         for name in asked:
             checked_name(name, "signal")
@@ -57,31 +56,28 @@ class Draft(Folder):
             )
         name = digest(dict(identity))
         path = segments / f"{number:04d}-{teacher}-{name[:12]}"
-        building = segments / f"{TEMPORARY}{secrets.token_hex(6)}"
-        with store_errors(path):
-            building.mkdir(parents=True)
-        try:
-            view = pa.array(np.zeros(len(keys), np.int32))
-            column = pa.Array.from_buffers(pa.binary(16), len(keys), [None, pa.py_buffer(hashes)])
-            batch = pa.record_batch([keys, column, view], schema=rows_schema(keys.type))
-            write_table(building / "rows.arrow", batch)
-            plan = {
-                "format": FORMAT,
-                "teacher": teacher,
-                "identity": dict(identity),
-                "digest": name,
-                "asked": {n: a.to_json() for n, a in asked.items()},
-                "rows": len(keys),
-                # Balanced shards: the last chunk is padded, so it should be nearly full.
-                "shard_rows": -(-len(keys) // -(-len(keys) // shard_rows)),
-            }
-            write_json(building / "plan.json", plan)
-            with store_errors(path):
-                os.rename(building, path)
-                sync_folder(segments)
-        except BaseException:
-            shutil.rmtree(building, ignore_errors=True)
-            raise
+        view = pa.array(np.zeros(len(keys), np.int32))
+        column = pa.Array.from_buffers(pa.binary(16), len(keys), [None, pa.py_buffer(hashes)])
+        batch = pa.record_batch([keys, column, view], schema=rows_schema(keys.type))
+        if path.is_dir():
+            # What is left of one whose making or removal was cut off; its receipts are of other rows.
+            remove_tree(path)
+        rows_checksum = write_table(path / "rows.arrow", batch)
+        plan = {
+            "format": FORMAT,
+            "teacher": teacher,
+            "identity": dict(identity),
+            "digest": name,
+            "asked": {n: a.to_json() for n, a in asked.items()},
+            "why": why,
+            "after": after,
+            "rows": len(keys),
+            "rows_crc32c": rows_checksum,
+            # Balanced shards: the last chunk is padded, so it should be nearly full.
+            "shard_rows": -(-len(keys) // -(-len(keys) // shard_rows)),
+        }
+        # Last: a folder without a plan is no segment, whatever a killed process left in it.
+        write_json(path / "plan.json", plan)
         return cls(path)
 
     def write(
@@ -111,6 +107,7 @@ class Draft(Folder):
             "shard": shard.index,
             "start": shard.start,
             "stop": shard.stop,
+            "rows_crc32c": self.rows_checksum,
             "signals": described,
         }
         write_json(receipt_path(self.path, shard.index), receipt)
@@ -122,7 +119,7 @@ class Draft(Folder):
         Raises SignalError when shards disagree about a signal's shape or dtype, and
         CorruptShardError when no shard is finished.
         """
-        receipts = {s.index: r for s in self.shards() if (r := self.receipt(s.index)) is not None}
+        receipts = self.receipts()
         if not receipts:
             raise CorruptShardError(f"{self.path} has no finished shard; nothing to seal")
         signals = agreed_signals(self.path, receipts, self.asked)
@@ -146,14 +143,15 @@ class Draft(Folder):
             "shards": sorted(receipts),
             "signals": described,
             "bytes": sum(s["bytes"] for s in described.values()),
-            "files": {
-                str(path.relative_to(self.path)): f"{crc32c([path.read_bytes()]):08x}"
-                for path in sorted(self._small_files(receipts))
-            },
+            "files": self._checksums(["plan.json", "rows.arrow", *map(receipt_name, receipts)]),
         }
         write_json(self.path / "segment.json", sealed)
         return Segment(self.path)
 
-    def _small_files(self, receipts: Mapping[int, Any]) -> list[Path]:
-        named = [receipt_path(self.path, i) for i in receipts]
-        return [*named, self.path / "plan.json", self.path / "rows.arrow"]
+    def _checksums(self, names: Sequence[str]) -> dict[str, str]:
+        """CRC-32C of each of these small files."""
+
+        def checksum(name: str) -> str:
+            return f"{crc32c([read_whole(self.path / name)]):08x}"
+
+        return dict(zip(names, each_of(self.path, checksum, names), strict=True))

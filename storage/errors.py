@@ -56,6 +56,18 @@ class StorePermissionError(StillroomError, PermissionError):
     """The cache folder cannot be written."""
 
 
+class StoreUnreachableError(StillroomError, ConnectionError):
+    """An object store gave no answer, or none that helps, after several attempts."""
+
+
+class StoreUnsupportedError(StillroomError, NotImplementedError):
+    """An object store, or what is installed here to reach it, lacks something that a cache needs."""
+
+
+class MirrorError(StillroomError, OSError):
+    """A shard of an object store does not fit into the local mirror."""
+
+
 class BusyError(StillroomError, RuntimeError):
     """Another process is writing to this cache."""
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -22,9 +26,19 @@ from stillroom.storage.errors import (
     StoreFullError,
     StorePermissionError,
 )
+from stillroom.storage.identity import digest
+from stillroom.storage.place import Place
+from stillroom.storage.process import is_dead, this_process
+
+if TYPE_CHECKING:
+    from stillroom.storage.objects import ObjectPlace
 
 Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
 TEMPORARY = ".tmp-"
+_REQUESTS = 16
+"""Sent at once to an object store, whose answers take milliseconds each."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -65,28 +79,55 @@ def crc32c(buffers: Iterable[Buffer]) -> int:
     return value
 
 
-def write_atomic(path: Path, buffers: Iterable[Buffer]) -> int:
-    """Write the buffers to `path` so that a reader sees the whole file or none; return its bytes.
+def write_atomic(place: Place, buffers: Iterable[Buffer], *, new: bool = False) -> int:
+    """Write the buffers so that a reader sees all of them or nothing; return how many bytes.
 
-    Raises StoreFullError or StorePermissionError; the temporary file is then gone again.
+    With `new`, FileExistsError where something is already there. Raises StoreFullError or
+    StorePermissionError; the temporary file is then gone again.
     """
     parts = [np.frombuffer(b, np.uint8).data for b in buffers if len(b)]
     size = sum(part.nbytes for part in parts)
-    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(6)}-{path.name}"
-    with store_errors(path, size):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(place, Path):
+        content = b"".join(parts)
+        remote(place).put_new(content) if new else remote(place).put(content)
+        return size
+    temporary = place.parent / temporary_name(place.name)
+    with store_errors(place, size):
+        _make_folder(place.parent)
         try:
             with open(temporary, "xb", buffering=0) as file:
                 for part in parts:
                     _write_all(file.fileno(), part)
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            if new:
+                os.link(temporary, place)
+                os.unlink(temporary)
+            else:
+                os.replace(temporary, place)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
             raise
-        sync_folder(path.parent)
+        sync_folder(place.parent)
     return size
+
+
+def remote(place: Place) -> ObjectPlace:
+    """The place as one in an object store, which every place is that is no path."""
+    from stillroom.storage.objects import ObjectPlace
+
+    assert isinstance(place, ObjectPlace)
+    return place
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, and make their names durable."""
+    missing = [folder]
+    while not missing[-1].exists():
+        missing.append(missing[-1].parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing[1:]:
+        sync_folder(made)
 
 
 def _write_all(descriptor: int, part: memoryview) -> None:
@@ -104,37 +145,118 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write one JSON value atomically: sorted keys, two-space indent, a newline at the end."""
+def write_json(place: Place, value: Any, *, new: bool = False) -> None:
+    """Write one JSON value as `write_atomic` does: sorted keys, two-space indent, a newline at the
+    end."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, [(text + "\n").encode()])
+    write_atomic(place, [(text + "\n").encode()], new=new)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(place: Place) -> dict[str, Any]:
     """Read a JSON object.
 
     FormatError names the file when it is not one, CorruptShardError when it is not there.
     """
+    return parse_json(read_whole(place), place)
+
+
+def read_whole(place: Place) -> bytes:
+    """All bytes of a file that should be there; CorruptShardError when it is not."""
     try:
-        value = json.loads(path.read_bytes())
+        return place.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise CorruptShardError(f"{place} is missing; restore it, or teach again") from error
+
+
+def parse_json(content: bytes, path: Place) -> dict[str, Any]:
+    """The JSON object that these bytes of `path` are; FormatError when they are none."""
+    try:
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not JSON ({error}); it was damaged or replaced") from error
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise CorruptShardError(f"{path} is missing; restore it, or teach again") from error
     if not isinstance(value, dict):
         raise FormatError(f"{path} should hold a JSON object, found {type(value).__name__}")
     return value
 
 
-def remove_leftovers(folder: Path) -> int:
-    """Delete temporary files that a killed writer left in the folder; return how many.
+def size_of(place: Place) -> int | None:
+    """Bytes of a file; None where there is none."""
+    if not isinstance(place, Path):
+        return remote(place).size()
+    try:
+        state = place.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return state.st_size if stat.S_ISREG(state.st_mode) else None
 
-    Call it only while holding the cache's writing lock.
+
+def each_of(
+    place: Place, function: Callable[[Item], Result], items: Sequence[Item]
+) -> list[Result]:
+    """function(item) of each; many at once where each waits for an object store."""
+    if isinstance(place, Path):
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        return list(pool.map(function, items))
+
+
+def remove(place: Place) -> None:
+    """Delete a file; nothing happens where there is none."""
+    if isinstance(place, Path):
+        with store_errors(place):
+            place.unlink(missing_ok=True)
+    else:
+        remote(place).remove()
+
+
+def remove_tree(place: Place, first: Iterable[str] = ()) -> None:
+    """Delete everything at or below a place; the files named `first`, in that order, before all others.
+
+    What makes the rest visible should be first, so that a kill half-way leaves nothing half true.
     """
-    found = [p for p in folder.rglob(f"{TEMPORARY}*") if p.exists()]
-    for path in found:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    return len(found)
+    for name in first:
+        remove(place / name)
+        if isinstance(place, Path) and place.is_dir():
+            sync_folder(place)
+    if not isinstance(place, Path):
+        each_of(place, remove, [*remote(place).below(), remote(place)])
+        return
+    with store_errors(place), suppress(FileNotFoundError):
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+
+def temporary_name(name: str) -> str:
+    """A name for an unfinished file, which tells the process that writes it."""
+    process = this_process()
+    machine = digest(process["machine"])[:8]
+    owner = f"{machine}-{process['pid']}-{process['started'] or 0}"
+    return f"{TEMPORARY}{owner}-{secrets.token_hex(6)}-{name}"
+
+
+_OWNER = re.compile(rf"{re.escape(TEMPORARY)}([0-9a-f]{{8}})-(\d+)-(\d+)-[0-9a-f]{{12}}-.+")
+_ABANDONED_SECONDS = 24 * 3600
+
+
+def remove_leftovers(folder: Place) -> int:
+    """Delete unfinished files below a folder that a dead process left; return how many.
+
+    Those of other machines, whose processes nobody here can see, go when they are a day old.
+    Objects are written at once, so a store has none.
+    """
+    if not isinstance(folder, Path):
+        return 0
+    count = 0
+    for path in list(folder.rglob(f"{TEMPORARY}*")):
+        with suppress(FileNotFoundError):
+            if _is_left(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                count += 1
+    return count
+
+
+def _is_left(path: Path) -> bool:
+    owner, here = _OWNER.fullmatch(path.name), this_process()
+    if owner and owner[1] == digest(here["machine"])[:8]:
+        started = owner[3] if owner[3] != "0" else ""
+        return is_dead({**here, "pid": int(owner[2]), "started": started})
+    return time.time() - path.stat().st_mtime > _ABANDONED_SECONDS

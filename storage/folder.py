@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,17 @@ from numpy.typing import NDArray
 
 from stillroom.storage.arrow_shards import ArrowShards
 from stillroom.storage.errors import GARBLED, CorruptShardError, FormatError
-from stillroom.storage.files import read_json
+from stillroom.storage.files import each_of, read_json, size_of
+from stillroom.storage.place import Place
 from stillroom.storage.receipt import receipt_path, stored_files
 from stillroom.storage.shards import ShardFormat
 from stillroom.storage.signal import Signal
 from stillroom.storage.table import read_table
 from stillroom.storage.zarr_shards import ZarrShards
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""1 had one writer a cache and named a snapshot's runs by its number alone."""
 Hashes = NDArray[np.void]
 """(n,) items of 16 bytes: the content hash of each row."""
 
@@ -63,7 +65,7 @@ class Folder:
     _sums: Mapping[str, str] = {}
     """Checksums of small files; a draft has none yet."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         """Read the plan of a segment's folder."""
         self.path = path
         plan = read_json(path / "plan.json")
@@ -72,16 +74,22 @@ class Folder:
             self.identity: dict[str, Any] = dict(plan["identity"])
             self.digest = str(plan["digest"])
             self.asked = {n: Ask(a["encoding"], a["source"]) for n, a in plan["asked"].items()}
+            self.why = str(plan.get("why", ""))
+            """Why these rows were taught."""
+            self.after: int | None = plan.get("after")
+            """The newest snapshot when this was begun."""
+            self.rows_checksum: str | None = plan.get("rows_crc32c")
             self.rows, self.shard_rows = int(plan["rows"]), int(plan["shard_rows"])
         except GARBLED as error:
             raise FormatError(f"{path / 'plan.json'} lacks or garbles {error}") from error
-        if self.rows < 1 or self.shard_rows < 1 or plan.get("format") != FORMAT:
+        if self.rows < 1 or self.shard_rows < 1 or plan.get("format") not in READABLE:
             raise FormatError(f"{path / 'plan.json'} is not a plan of format {FORMAT}")
         stored = path / "rows.arrow"
-        if not stored.is_file():
+        size = size_of(stored)
+        if size is None:
             raise CorruptShardError(f"{stored} is missing; restore it, or teach again")
         # Cheap, and bounds what a made-up number of rows can make us allocate.
-        if self.rows > stored.stat().st_size:
+        if self.rows > size:
             raise CorruptShardError(f"{stored} does not hold the {self.rows:,} rows of its plan")
 
     def shards(self) -> list[Shard]:
@@ -115,8 +123,14 @@ class Folder:
         if not path.exists():
             return None
         receipt = read_json(path)
-        for file in stored_files(receipt, path):
-            where = self.path / file.path
-            if not where.exists() or where.stat().st_size != file.bytes:
-                return None
-        return receipt
+        files = stored_files(receipt, path)
+        if receipt.get("rows_crc32c") != self.rows_checksum:
+            return None  # written by a process that outlived its own draft of this name
+        whole = all(size_of(self.path / file.path) == file.bytes for file in files)
+        return receipt if whole else None
+
+    def receipts(self) -> dict[int, dict[str, Any]]:
+        """The receipts of all finished shards, by shard."""
+        shards = [shard.index for shard in self.shards()]
+        found = each_of(self.path, self.receipt, shards)
+        return {index: r for index, r in zip(shards, found, strict=True) if r is not None}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stillroom.storage.errors import SignalError
+from stillroom.storage.place import Place
 from stillroom.storage.reader import Reader
 from stillroom.storage.snapshot import Snapshot
 
@@ -32,7 +32,7 @@ def dask_array(snapshot: Snapshot, name: str) -> Any:
     load = delayed(_load, pure=True)
     blocks = [
         da.from_delayed(
-            load(str(snapshot.cache), snapshot.number, name, run.start, run.start + run.rows),
+            load(snapshot.cache, snapshot.number, name, run.start, run.start + run.rows),
             (run.rows, *shape),
             dtype=one.dtype,
         )
@@ -42,10 +42,10 @@ def dask_array(snapshot: Snapshot, name: str) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _reader(cache: str, number: int, name: str) -> Reader:
+def _reader(cache: Place, number: int, name: str) -> Reader:
     """One reader a process: opening one maps every shard of the signal."""
-    return Reader(Snapshot(Path(cache), number), [name])
+    return Reader(Snapshot(cache, number), [name])
 
 
-def _load(cache: str, number: int, name: str, start: int, stop: int) -> Any:
+def _load(cache: Place, number: int, name: str, start: int, stop: int) -> Any:
     return _reader(cache, number, name).take(np.arange(start, stop))[name]

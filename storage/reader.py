@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.storage.errors import RowsError, UnknownRowError, listed
+from stillroom.storage.files import remote
 from stillroom.storage.folder import shard_format
 from stillroom.storage.keys import KeyList
 from stillroom.storage.shards import RowSource
@@ -40,9 +42,18 @@ class Reader:
         self.names = tuple(snapshot.signals if signals is None else signals)
         self._sources: dict[str, RowSource] = {}
         for name in self.names:
-            signal = snapshot.find(name)[1]
-            opened = shard_format(signal).open(signal, snapshot.runs(name), check=check)
-            self._sources[name] = opened
+            self._sources[name] = self._opened(name)
+
+    def _opened(self, name: str) -> RowSource:
+        signal, runs = self.snapshot.find(name)[1], self.snapshot.runs(name)
+        form, cache = shard_format(signal), self.snapshot.cache
+        if isinstance(cache, Path):
+            return form.open(signal, runs, check=self._check)
+        from stillroom.storage.mirrored import MirroredRows
+
+        mirror = remote(cache).mirror
+        room = mirror.limit_bytes // len(self.names)
+        return MirroredRows(signal, runs, form, check=self._check, mirror=mirror, room_bytes=room)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the same files again on the other side."""

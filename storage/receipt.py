@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from stillroom.storage.errors import GARBLED, FormatError, SignalError
+from stillroom.storage.place import Place
 from stillroom.storage.shards import StoredFile
 from stillroom.storage.signal import Signal
 
+P = TypeVar("P", bound=Place)
 
-def receipt_path(segment: Path, shard: int) -> Path:
+
+def receipt_name(shard: int) -> str:
+    """The path of a shard's receipt, relative to its segment."""
+    return f"receipts/{shard:05d}.json"
+
+
+def receipt_path(segment: P, shard: int) -> P:
     """Where a shard's receipt lies."""
-    return segment / "receipts" / f"{shard:05d}.json"
+    return segment / receipt_name(shard)
 
 
-def stored_files(receipt: Mapping[str, Any], where: Path) -> list[StoredFile]:
+def stored_files(receipt: Mapping[str, Any], where: Place) -> list[StoredFile]:
     """The files that a receipt lists; FormatError when it is garbled."""
     try:
         signals = receipt["signals"].values()
@@ -29,7 +36,7 @@ def stored_files(receipt: Mapping[str, Any], where: Path) -> list[StoredFile]:
 
 
 def agreed_signals(
-    path: Path, receipts: Mapping[int, Mapping[str, Any]], asked: Collection[str]
+    path: Place, receipts: Mapping[int, Mapping[str, Any]], asked: Collection[str]
 ) -> dict[str, Signal]:
     """The signals that all shards of a segment hold; SignalError when two disagree.
 
@@ -51,7 +58,7 @@ def agreed_signals(
     return agreed
 
 
-def merged_errors(path: Path, errors: Sequence[Any]) -> dict[str, float]:
+def merged_errors(path: Place, errors: Sequence[Any]) -> dict[str, float]:
     """The encoding's error over all shards: the largest of maxima, the mean of means."""
     for error in errors:
         if not isinstance(error, Mapping) or not all(

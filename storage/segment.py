@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.storage.errors import GARBLED, CorruptShardError, FormatError, listed
-from stillroom.storage.files import crc32c, read_json
-from stillroom.storage.folder import FORMAT, Folder
-from stillroom.storage.receipt import receipt_path, stored_files
+from stillroom.storage.files import crc32c, each_of, parse_json, read_json, read_whole
+from stillroom.storage.folder import FORMAT, READABLE, Folder
+from stillroom.storage.place import Place
+from stillroom.storage.receipt import receipt_name, receipt_path, stored_files
+from stillroom.storage.sealed import read_sealed
 from stillroom.storage.shards import Run, StoredFile, inside
 from stillroom.storage.signal import Signal
 
@@ -18,12 +20,12 @@ from stillroom.storage.signal import Signal
 class Segment(Folder):
     """A sealed segment: immutable, part of the cache."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         """Read the seal; FormatError when it does not fit the plan."""
         super().__init__(path)
         sealed = read_json(path / "segment.json")
         try:
-            if sealed["format"] != FORMAT:
+            if sealed["format"] not in READABLE:
                 raise ValueError(f"format {sealed['format']!r}, expected {FORMAT}")
             if (sealed["digest"], sealed["rows"], sealed["shard_rows"]) != (
                 *(self.digest, self.rows, self.shard_rows),
@@ -38,21 +40,13 @@ class Segment(Folder):
             self.errors = {n: dict(s["error"]) for n, s in sealed["signals"].items()}
             self.signal_bytes = {n: int(s["bytes"]) for n, s in sealed["signals"].items()}
             self._sums = {inside(name): str(crc) for name, crc in sealed["files"].items()}
-            small = [path / "plan.json", path / "rows.arrow"]
-            small += [receipt_path(path, i) for i in self.finished]
-            if lacking := [p.name for p in small if str(p.relative_to(path)) not in self._sums]:
+            small = ["plan.json", "rows.arrow", *map(receipt_name, self.finished)]
+            if lacking := [name for name in small if name not in self._sums]:
                 raise ValueError(f"files: no checksum of {listed(lacking)}")
         except GARBLED as error:
             raise FormatError(f"{path / 'segment.json'} lacks or garbles {error}") from error
-        self._require_unchanged(path / "plan.json")
+        read_sealed(path / "plan.json", self._sums["plan.json"])
         self._files: dict[int, dict[str, StoredFile]] = {}
-
-    def _require_unchanged(self, path: Path) -> None:
-        """A receipt says where values lie, so its own bytes are checked before it is believed."""
-        if not path.is_file():
-            raise CorruptShardError(f"{path} is missing from a sealed segment")
-        if f"{crc32c([path.read_bytes()]):08x}" != self._sums[str(path.relative_to(self.path))]:
-            raise CorruptShardError(f"{path} was changed after sealing; restore it, or teach again")
 
     def served(self) -> NDArray[np.bool_]:
         """(rows,) bool: slots whose shard was finished."""
@@ -63,12 +57,17 @@ class Segment(Folder):
         if shard not in self._files:
             if shard not in self.finished:
                 raise CorruptShardError(f"{self.path} has no finished shard {shard}")
-            path = receipt_path(self.path, shard)
-            self._require_unchanged(path)
-            self._files[shard] = {
-                name: file for file in stored_files(read_json(path), path) for name in file.arrays
-            }
+            # Those of an object store all at once: one after another would take a minute.
+            asked = [shard] if isinstance(self.path, Path) else list(self.finished)
+            for index, files in zip(asked, each_of(self.path, self._read, asked), strict=True):
+                self._files[index] = files
         return self._files[shard]
+
+    def _read(self, shard: int) -> dict[str, StoredFile]:
+        """A receipt says where values lie, so its own bytes are checked before it is believed."""
+        path = receipt_path(self.path, shard)
+        receipt = parse_json(read_sealed(path, self._sums[receipt_name(shard)]), path)
+        return {name: file for file in stored_files(receipt, path) for name in file.arrays}
 
     def runs(self, signal: str, start: int, slot: int, rows: int) -> list[Run]:
         """Positions from `start` served by slots from `slot`, cut at the borders of shards.
@@ -103,12 +102,9 @@ class Segment(Folder):
             return found
         for shard in self.finished:
             for file in {f.path: f for f in self.files(shard).values()}.values():
-                path = self.path / file.path
-                if not path.is_file():
-                    found.append(f"{path} is missing")
-                    continue
                 try:
-                    file.check(np.fromfile(path, np.uint8), self.path)
+                    content = read_whole(self.path / file.path)
+                    file.check(np.frombuffer(content, np.uint8), self.path)
                 except CorruptShardError as error:
                     found.append(str(error))
         return found

@@ -19,6 +19,7 @@ from stillroom.storage.errors import CorruptShardError
 from stillroom.storage.files import crc32c
 from stillroom.storage.gather import Int64s
 from stillroom.storage.mapped import Mapping as FileMapping
+from stillroom.storage.place import Place
 from stillroom.storage.signal import Signal, Values
 
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}(/[A-Za-z0-9][A-Za-z0-9._-]{0,199}){0,99}")
@@ -73,7 +74,7 @@ class StoredFile:
             raise ValueError(f"trailer of {trailer} bytes")
         return cls(path, arrays, size, str(value["crc32c"]), dict(value["layout"]), trailer)
 
-    def check(self, content: NDArray[np.uint8], where: Path) -> None:
+    def check(self, content: NDArray[np.uint8], where: Place) -> None:
         """Raise CorruptShardError when the content is not what was written."""
         body, trailer = np.split(content, [len(content) - self.trailer])
         found = f"{crc32c([body]):08x}"
@@ -92,7 +93,7 @@ class Run:
 
     start: int
     rows: int
-    segment: Path
+    segment: Place
     slot: int
     """Slot of the first row within its shard."""
     files: Mapping[str, StoredFile]
@@ -126,7 +127,7 @@ class ShardFormat(Protocol):
     """How one kind of signal lies in a segment's folder."""
 
     def write(
-        self, segment: Path, signal: Signal, shard: int, shard_rows: int, values: Values
+        self, segment: Place, signal: Signal, shard: int, shard_rows: int, values: Values
     ) -> list[StoredFile]:
         """Write one whole shard, durable when this returns."""
 
@@ -140,17 +141,20 @@ class FileTable:
     def __init__(self, check: bool) -> None:
         """`check` False trusts the stored bytes."""
         self.mappings: list[FileMapping] = []
-        self._stored: list[tuple[Path, StoredFile]] = []
-        self._index: dict[tuple[Path, str], int] = {}
+        self._stored: list[tuple[Place, StoredFile]] = []
+        self._index: dict[tuple[Place, str], int] = {}
         self._sound: set[int] = set()
         self.touch = self._verify if check else None
 
-    def add(self, segment: Path, file: StoredFile) -> int:
+    def add(self, segment: Place, file: StoredFile) -> int:
         """Map a file (or find it mapped) and return its index."""
         known = self._index.get((segment, file.path))
         if known is None:
             known = self._index[segment, file.path] = len(self.mappings)
-            self.mappings.append(FileMapping(segment / file.path, file.bytes))
+            path = segment / file.path
+            # Objects are fetched first, see MirroredRows; then they are files as well.
+            assert isinstance(path, Path)
+            self.mappings.append(FileMapping(path, file.bytes))
             self._stored.append((segment, file))
         return known
 

@@ -1,6 +1,6 @@
 """A snapshot: for every row of one state of a data set, where each signal lies. Immutable and small.
 
-`000001.json` names the sources (a teacher's identity and its signals), `000001.arrow` holds runs:
+`000001.json` names the sources (a teacher's identity and its signals) and an Arrow file of runs:
 positions `start` and on are served by slots `slot` and on of a segment. Positions have no meaning of
 their own; rows are known by key.
 """
@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,13 +26,14 @@ from stillroom.storage.errors import (
     listed,
     nearest,
 )
-from stillroom.storage.files import read_json, write_json
-from stillroom.storage.folder import FORMAT, Hashes
+from stillroom.storage.files import read_json, write_atomic, write_json
+from stillroom.storage.folder import FORMAT, READABLE, Hashes
 from stillroom.storage.keys import KeyIndex, KeyList, as_keys
+from stillroom.storage.place import Place
 from stillroom.storage.segment import Segment
-from stillroom.storage.shards import Run
+from stillroom.storage.shards import Run, inside
 from stillroom.storage.signal import Signal
-from stillroom.storage.table import read_table, write_table
+from stillroom.storage.table import read_table, table_bytes
 
 Int64s = NDArray[np.int64]
 _SCHEMA = pa.schema(
@@ -92,9 +92,12 @@ class Served:
 
 
 def write_snapshot(
-    folder: Path, number: int, served: Sequence[Served], parent: int | None, why: str
+    folder: Place, number: int, served: Sequence[Served], parent: int | None, why: str
 ) -> None:
-    """Write a new snapshot; its JSON comes last and makes it exist."""
+    """Write a new snapshot; its JSON comes last and makes it exist.
+
+    FileExistsError when another process wrote a snapshot of that number first.
+    """
     held = np.any([s.segment >= 0 for s in served], axis=0)
     # The order of slots, not that of the data set: rows that moved change nothing.
     keys: list[NDArray[Any]] = []
@@ -112,17 +115,21 @@ def write_snapshot(
             columns["segment"].append(s.segments[segment[start]])
             columns["slot"].append(int(slot[start]))
     batch = pa.record_batch([pa.array(columns[f.name], f.type) for f in _SCHEMA], schema=_SCHEMA)
-    checksum = write_table(folder / f"{number:06d}.arrow", batch)
+    content, checksum = table_bytes(batch)
+    # Named by its content: of two that write the same number at once, neither harms the other.
+    runs = f"{number:06d}-{checksum}.arrow"
+    write_atomic(folder / runs, [content])
     described = {
         "format": FORMAT,
         "number": number,
         "parent": parent,
         "why": why,
         "rows": int(held.sum()),
+        "runs": runs,
         "crc32c": checksum,
         "sources": [s.source.to_json() for s in served],
     }
-    write_json(folder / f"{number:06d}.json", described)
+    write_json(folder / f"{number:06d}.json", described, new=True)
 
 
 def _runs(segment: Int64s, slot: Int64s) -> Iterable[tuple[int, int]]:
@@ -139,13 +146,13 @@ def _runs(segment: Int64s, slot: Int64s) -> Iterable[tuple[int, int]]:
 class Snapshot:
     """One immutable state: rows by key, and where each signal of each row lies."""
 
-    def __init__(self, cache: Path, number: int) -> None:
+    def __init__(self, cache: Place, number: int) -> None:
         """Read a snapshot of the cache at that path."""
         self.cache, self.number = cache, number
         path = cache / "snapshots" / f"{number:06d}.json"
         described = read_json(path)
         try:
-            if described["format"] != FORMAT:
+            if described["format"] not in READABLE:
                 raise ValueError(f"format {described['format']}")
             self.rows = int(described["rows"])
             if not 0 <= self.rows < 2**62:
@@ -154,6 +161,7 @@ class Snapshot:
             if not (self.parent is None or isinstance(self.parent, int)):
                 raise TypeError(f"parent {self.parent!r}")
             self._checksum = str(described["crc32c"])
+            self._runs = inside(described.get("runs", f"{number:06d}.arrow"))
             self.why = str(described["why"])
             self.sources = tuple(Source.from_json(s) for s in described["sources"])
         except GARBLED as error:
@@ -195,7 +203,7 @@ class Snapshot:
 
     @cached_property
     def _table(self) -> pa.RecordBatch:
-        path = self.cache / "snapshots" / f"{self.number:06d}.arrow"
+        path = self.cache / "snapshots" / self._runs
         batch = read_table(path, self._checksum)
         if batch.schema != _SCHEMA:
             raise CorruptShardError(f"{path} does not hold the runs of a snapshot")

@@ -24,6 +24,7 @@ from stillroom.storage.errors import CorruptShardError, StoreFullError
 from stillroom.storage.files import TEMPORARY
 from stillroom.storage.folder import Ask, Hashes
 from stillroom.storage.keys import KeyList, as_keys
+from stillroom.storage.place import Place
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.segment import Segment
 from stillroom.storage.serving import Content
@@ -178,7 +179,7 @@ class ShardTests:
     def test_without_checks_stored_bytes_are_trusted(self, tmp_path: Path) -> None:
         runs = self.stored(tmp_path)
         for file in runs[0].files.values():
-            _flip(runs[0].segment / file.path, 0.9999999)
+            _flip(on_disk(runs[0].segment) / file.path, 0.9999999)
         rows = self.format().open(self.signal(), runs, check=False)
         self.assert_right(rows.read(np.array(self.held)), self.held)
 
@@ -338,7 +339,13 @@ class SmallCache:
 
     def commit(self, keys: KeyList, *sources: Sequence[Segment]) -> Snapshot:
         """A snapshot of these rows, each source given by its segments."""
-        return self.cache.commit([self.serve(keys, s) for s in sources], "a test")
+        return self.cache.commit(lambda: [self.serve(keys, s) for s in sources], "a test")
+
+
+def on_disk(place: Place) -> Path:
+    """The place as a path; for tests that damage files."""
+    assert isinstance(place, Path)
+    return place
 
 
 def bits(array: NDArray[Any]) -> NDArray[np.uint8]:

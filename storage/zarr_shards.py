@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from stillroom.storage.errors import SignalError
 from stillroom.storage.files import crc32c, write_atomic
 from stillroom.storage.gather import Extent, Extents, Int64s
 from stillroom.storage.part import Part
+from stillroom.storage.place import Place
 from stillroom.storage.shards import FileTable, Run, StoredFile
 from stillroom.storage.signal import Signal, Values
 
@@ -33,7 +33,7 @@ class ZarrShards:
     """The ShardFormat of fixed-shape signals."""
 
     def write(
-        self, segment: Path, signal: Signal, shard: int, shard_rows: int, values: Values
+        self, segment: Place, signal: Signal, shard: int, shard_rows: int, values: Values
     ) -> list[StoredFile]:
         """One chunk file for each part of the signal."""
         if not isinstance(values, np.ndarray):
@@ -63,7 +63,7 @@ class ZarrShards:
         return ZarrRows(signal, runs, check)
 
 
-def describe_arrays(segment: Path, signals: Sequence[Signal], rows: int, shard_rows: int) -> None:
+def describe_arrays(segment: Place, signals: Sequence[Signal], rows: int, shard_rows: int) -> None:
     """zarr.json for the group and for each array, made by zarr-python itself."""
     import zarr
     from zarr.codecs import Crc32cCodec

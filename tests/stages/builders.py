@@ -215,7 +215,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "made" not in path.parts and path.name != "writer.lock"
+        if path.is_file() and not {"made", "leases"} & set(path.parts)
     }
 
 

@@ -137,14 +137,14 @@ def test_a_draft_whose_removal_was_cut_off_does_not_end_later_runs(
     def stop(event: object) -> None:
         raise KeyboardInterrupt
 
-    def cut_off(path: Path) -> None:
+    def cut_off(path: Path, first: list[str]) -> None:
         (path / "plan.json").unlink()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         taught(tmp_path / "c", data(), teacher, listen=stop)
     with monkeypatch.context() as patched:
-        patched.setattr("stillroom.stages.teaching.shutil.rmtree", cut_off)
+        patched.setattr("stillroom.stages.teaching.remove_tree", cut_off)
         with pytest.raises(KeyboardInterrupt):
             taught(tmp_path / "c", data(30), teacher)
     assert taught(tmp_path / "c", data(30), teacher).rows == 30

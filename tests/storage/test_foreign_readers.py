@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -17,7 +16,7 @@ import zarr
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.reader import Reader
 from stillroom.storage.segment import Segment
-from stillroom.storage.testing import SmallCache
+from stillroom.storage.testing import SmallCache, on_disk
 
 KEYS = list(range(10))
 ENCODINGS = {"half": "float16", "brain": "bfloat16", "top": "topk(2)", "tokens": "topk(2)"}
@@ -103,13 +102,13 @@ def test_arrow_sees_every_ragged_signal(segment: Segment) -> None:
 
 
 def _table(segment: Segment, name: str) -> Any:
-    files = sorted((segment.path / "records" / name).iterdir())
+    files = sorted((on_disk(segment.path) / "records" / name).iterdir())
     return pa.concat_tables(pa.ipc.open_file(str(path)).read_all() for path in files)
 
 
 def test_polars_sees_every_ragged_signal(segment: Segment) -> None:
     for name in ("boxes", "words"):
-        files = sorted((segment.path / "records" / name).iterdir())
+        files = sorted((on_disk(segment.path) / "records" / name).iterdir())
         frame = pl.concat([pl.read_ipc(io.BytesIO(path.read_bytes())) for path in files])
         assert frame.columns == [name]
         for mine, row in zip(VALUES[name], frame[name].to_list(), strict=True):
@@ -121,7 +120,7 @@ def test_polars_sees_every_ragged_signal(segment: Segment) -> None:
 
 def test_a_lost_chunk_reads_as_nan_elsewhere(segment: Segment) -> None:
     for name, chunk in {"plain": "c/1/0/0", "half": "c/1/0"}.items():
-        (segment.path / "signals" / name / chunk).unlink()
+        (on_disk(segment.path) / "signals" / name / chunk).unlink()
         found = np.asarray(zarr.open_array(segment.path / "signals" / name, mode="r")[:])
         assert np.isnan(found[4:8]).all()
         assert np.isfinite(found[:4]).all()
@@ -136,7 +135,7 @@ def test_shards_that_were_never_finished_read_as_nan_elsewhere(small: SmallCache
 
 
 def test_zarr_notices_a_flipped_bit_too(segment: Segment) -> None:
-    path = segment.path / "signals/half/c/2/0"
+    path = on_disk(segment.path) / "signals/half/c/2/0"
     content = bytearray(path.read_bytes())
     content[5] ^= 1
     path.write_bytes(content)
@@ -149,6 +148,6 @@ def test_zarr_notices_a_flipped_bit_too(segment: Segment) -> None:
 def test_rows_and_runs_are_plain_arrow(segment: Segment, parts: dict[str, Any]) -> None:
     rows = pl.read_ipc(io.BytesIO((segment.path / "rows.arrow").read_bytes()))
     assert rows["key"].to_list() == KEYS
-    cache = segment.path.parent.parent
-    runs = pl.read_ipc(io.BytesIO(Path(cache, "snapshots/000001.arrow").read_bytes()))
+    (stored,) = on_disk(segment.path.parent.parent / "snapshots").glob("*.arrow")
+    runs = pl.read_ipc(io.BytesIO(stored.read_bytes()))
     assert runs.select("start", "rows", "slot").rows() == [(0, 10, 0)]

@@ -23,7 +23,7 @@ from stillroom.storage.errors import StillroomError
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.reader import Reader
 from stillroom.storage.snapshot import Snapshot
-from stillroom.storage.testing import SmallCache
+from stillroom.storage.testing import SmallCache, on_disk
 
 EXAMPLES = int(os.environ.get("STILLROOM_HOSTILE_EXAMPLES", "150"))
 many = settings(
@@ -87,8 +87,8 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
     first = {name: values[name][:3] for name in ("top",)}
     ragged = {n: Ragged.of(list(values[n])[:3]) for n in ("tok", "rag")}
     draft.write(draft.shards()[0], {**first, **ragged}, {"top": {"kl": 0.5}})
-    sound = {p: p.read_bytes() for p in small.cache.path.rglob("*") if p.is_file()}
-    found = Victim(small.cache.path, sound)
+    sound = {p: p.read_bytes() for p in on_disk(small.cache.path).rglob("*") if p.is_file()}
+    found = Victim(on_disk(small.cache.path), sound)
     watching = [True]
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -148,8 +148,8 @@ def reseal(cache: Path) -> None:
         if (segment / "segment.json").exists():
             _mend(segment / "segment.json", partial(_mend_seal, segment))
     for path in (cache / "snapshots").glob("*.json"):
-        runs = path.with_suffix(".arrow").read_bytes()
-        _mend(path, partial(_mend_runs, _crc(runs)))
+        runs = next(iter(path.parent.glob(f"{path.stem}-*.arrow")))
+        _mend(path, partial(_mend_runs, _crc(runs.read_bytes())))
 
 
 def _mend(path: Path, change: Callable[[Any], object]) -> None:

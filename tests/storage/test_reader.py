@@ -15,7 +15,7 @@ from stillroom.storage.errors import CorruptShardError, RowsError, UnknownRowErr
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.reader import Reader
 from stillroom.storage.snapshot import Snapshot
-from stillroom.storage.testing import SmallCache, assert_rows_equal
+from stillroom.storage.testing import SmallCache, assert_rows_equal, on_disk
 
 KEYS = [f"k{i}" for i in range(10)]
 VALUES: dict[str, Any] = {
@@ -40,7 +40,7 @@ def test_rows_of_every_kind_come_back_by_key(snapshot: Snapshot) -> None:
 
 
 def test_only_the_chosen_signals_are_opened(snapshot: Snapshot) -> None:
-    (segment,) = (snapshot.cache / "segments").iterdir()
+    (segment,) = on_disk(snapshot.cache / "segments").iterdir()
     (segment / "records/words/00001.arrow").unlink()
     assert list(Reader(snapshot, ["logits"]).gather(["k5"])) == ["logits"]
     assert Reader(snapshot, []).gather(["k5"]) == {}
@@ -98,7 +98,7 @@ def test_a_row_that_one_signal_lacks_is_named_with_the_signal(small: SmallCache)
 
 
 def test_a_damaged_shard_harms_only_its_own_rows(snapshot: Snapshot) -> None:
-    (segment,) = (snapshot.cache / "segments").iterdir()
+    (segment,) = on_disk(snapshot.cache / "segments").iterdir()
     path = segment / "signals/logits/c/1/0"
     content = bytearray(path.read_bytes())
     content[3] ^= 1
@@ -142,7 +142,7 @@ def test_a_snapshot_stays_readable_while_the_cache_grows(
     small: SmallCache, snapshot: Snapshot
 ) -> None:
     reader = Reader(snapshot)
-    with small.cache.writing():
+    with small.cache.writing("0" * 64):
         small.commit(["new"], [small.teach(["new"], {"z": np.ones(1)})])
     assert_rows_equal(reader.gather(KEYS)["logits"], VALUES["logits"], list(range(10)))
     assert small.cache.snapshot().number == snapshot.number + 1

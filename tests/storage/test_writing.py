@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +17,21 @@ import pytest
 
 from stillroom.storage.cache import Cache
 from stillroom.storage.errors import BusyError, StoreFullError, StorePermissionError
-from stillroom.storage.files import TEMPORARY, Buffer, remove_leftovers, write_atomic, write_json
+from stillroom.storage.files import (
+    TEMPORARY,
+    Buffer,
+    remove_leftovers,
+    temporary_name,
+    write_atomic,
+    write_json,
+)
 from stillroom.storage.reader import Reader
-from stillroom.storage.testing import SmallCache
+from stillroom.storage.testing import SmallCache, on_disk
 
 HOLD = """
 import sys, time
 from stillroom.storage.cache import Cache
-with Cache(sys.argv[1]).writing():
+with Cache(sys.argv[1]).writing("0" * 64):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -32,50 +41,73 @@ NOBODY = 65534
 def test_a_second_writer_is_told_who_holds_the_cache_until_it_is_killed(
     small: SmallCache,
 ) -> None:
-    path = small.cache.path
+    path = on_disk(small.cache.path)
     with subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         for _ in range(2):
-            busy = pytest.raises(BusyError, match=f'"pid": {holder.pid}')
-            with busy as caught, small.cache.writing():
+            busy = pytest.raises(BusyError, match=f"process {holder.pid} on ")
+            with busy as caught, small.cache.writing("0" * 64):
                 pass
             assert str(path) in str(caught.value)
         Cache.at(path)  # readers need no lock
         holder.send_signal(signal.SIGKILL)
-    with small.cache.writing():
+    with small.cache.writing("0" * 64):
         pass
 
 
 def test_the_lock_ends_with_its_block_and_is_not_reentrant(small: SmallCache) -> None:
     busy = pytest.raises(BusyError, match=str(os.getpid()))
-    with small.cache.writing(), busy, Cache(small.cache.path).writing():
+    with small.cache.writing("0" * 64), busy, Cache(small.cache.path).writing("0" * 64):
         pass
-    with pytest.raises(ZeroDivisionError), small.cache.writing():
+    with pytest.raises(ZeroDivisionError), small.cache.writing("0" * 64):
         _ = 1 / 0
-    with small.cache.writing():
+    with small.cache.writing("0" * 64):
         pass
+
+
+NAME = """
+from stillroom.storage.files import temporary_name
+print(temporary_name("file"))
+"""
 
 
 def test_leftovers_of_a_killed_writer_are_removed_by_the_next(small: SmallCache) -> None:
     keys, values = ["a"], {"x": np.zeros((1, 2), "f4")}
     snapshot = small.commit(keys, [small.teach(keys, values)])
-    path = small.cache.path
+    path = on_disk(small.cache.path)
     kept = sorted(p for p in path.rglob("*") if p.is_file())
-    for folder in (path, path / "segments", path / "snapshots", snapshot.cache / "segments"):
-        (folder / f"{TEMPORARY}12-file").write_bytes(b"half")
-    building = path / "segments" / f"{TEMPORARY}34"
+    ended = subprocess.run([sys.executable, "-c", NAME], check=True, capture_output=True, text=True)
+    for folder in (
+        path,
+        path / "segments",
+        path / "snapshots",
+        on_disk(snapshot.cache / "segments"),
+    ):
+        (folder / ended.stdout.strip()).write_bytes(b"half")
+    own = path / "snapshots" / temporary_name("being written by this process")
+    own.write_bytes(b"half")
+    other = path / "snapshots" / f"{TEMPORARY}from another machine"
+    other.write_bytes(b"half")
+    building = path / "segments" / "0007-teacher-0123456789ab"
     building.mkdir()
-    (building / f"{TEMPORARY}56-plan.json").write_bytes(b"half")
+    (building / "rows.arrow").write_bytes(b"a draft without a plan")
     assert small.cache.drafts() == []
-    with small.cache.writing():
+    with small.cache.writing("0" * 64):
+        assert sorted(path.rglob(f"{TEMPORARY}*")) == sorted([own, other])
+    day = time.time() - 25 * 3600
+    os.utime(other, (day, day))
+    own.unlink()
+    shutil.rmtree(building)
+    assert small.cache.drafts() == []
+    with small.cache.writing("0" * 64):
         assert not list(path.rglob(f"{TEMPORARY}*"))
     left = sorted(p for p in path.rglob("*") if p.is_file())
-    assert left == sorted([*kept, path / "writer.lock"])
+    assert [p for p in left if p.parent.name != "leases"] == kept
     assert remove_leftovers(path) == 0
 
 
-@pytest.mark.parametrize("call", ["ftruncate", "pwrite", "open"])
+@pytest.mark.parametrize("call", ["write", "replace", "fsync"])
 def test_a_full_disk_when_the_lock_is_taken_is_said_so(
     small: SmallCache, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -84,9 +116,9 @@ def test_a_full_disk_when_the_lock_is_taken_is_said_so(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
-        with pytest.raises(StoreFullError), small.cache.writing():
+        with pytest.raises(StoreFullError), small.cache.writing("0" * 64):
             pass
-    with small.cache.writing():
+    with small.cache.writing("0" * 64):
         pass
 
 
@@ -134,7 +166,7 @@ import resource, sys
 import numpy as np
 from pathlib import Path
 from stillroom.storage.errors import StoreFullError
-from stillroom.storage.testing import SmallCache
+from stillroom.storage.testing import SmallCache, on_disk
 small = SmallCache(Path(sys.argv[1]))
 draft = small.draft([1, 2], {"fits": "raw", "large": "raw"}, shard_rows=1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
@@ -152,7 +184,7 @@ def test_a_file_size_limit_is_a_full_disk(small: SmallCache) -> None:
     assert "needs 32,772 bytes" in said
     (draft,) = small.cache.drafts()
     assert draft.receipt(0) is None
-    written = [p for p in (draft.path / "signals").rglob("*") if p.is_file()]
+    written = [p for p in (on_disk(draft.path) / "signals").rglob("*") if p.is_file()]
     assert written == [draft.path / "signals/fits/c/0/0"]
 
 
@@ -200,12 +232,12 @@ from pathlib import Path
 from stillroom.storage.cache import Cache
 from stillroom.storage.errors import StorePermissionError
 from stillroom.storage.reader import Reader
-from stillroom.storage.testing import SmallCache
+from stillroom.storage.testing import SmallCache, on_disk
 # Only now: the interpreter's own files may be closed to others.
 os.setgid({NOBODY}); os.setuid({NOBODY})
 cache = Path(sys.argv[1])
 def writing():
-    with Cache.at(cache).writing():
+    with Cache.at(cache).writing("0" * 64):
         pass
 def drafting():
     SmallCache(cache).draft([1], {{"x": "raw"}})
@@ -225,9 +257,8 @@ def test_a_folder_that_may_not_be_written_can_still_be_read(tmp_path: Path) -> N
     if os.getuid() != 0:
         pytest.skip("only root can become another user")
     small = SmallCache(tmp_path / "cache")
-    with small.cache.writing():
+    with small.cache.writing("0" * 64):
         small.commit([1], [small.teach([1], {"x": np.ones((1, 2))})])
-    (tmp_path / "cache" / "writer.lock").unlink()
     (tmp_path / "empty").mkdir()
     (tmp_path / "closed").mkdir(0o700)
     opened = [p for p in tmp_path.parents if p.stat().st_mode & 0o077 == 0]
@@ -241,7 +272,7 @@ def test_a_folder_that_may_not_be_written_can_still_be_read(tmp_path: Path) -> N
             folder.chmod(0o700)
     assert ran.returncode == 0, ran.stderr
     *refused, rows = ran.stdout.splitlines()
-    for said, name in zip(refused, ("writer.lock", "0002-", "new", "empty", "closed"), strict=True):
+    for said, name in zip(refused, ("lock", "rows.arrow", "new", "empty", "closed"), strict=True):
         assert "cannot write" in said
         assert name in said
     assert rows == "[[1.0, 1.0]]"
@@ -256,8 +287,10 @@ def test_a_refused_write_names_the_folder(
 
     small = SmallCache(tmp_path / "cache")
     monkeypatch.setattr(os, "open", refused)
-    denied = pytest.raises(StorePermissionError, match=f"write permission on {small.cache.path}")
-    with denied, small.cache.writing():
+    denied = pytest.raises(
+        StorePermissionError, match=f"write permission on {small.cache.path}/leases"
+    )
+    with denied, small.cache.writing("0" * 64):
         pass
     monkeypatch.setattr(os, "mkdir", refused)
     for attempt in (

@@ -1,0 +1,221 @@
+"""Object stores: S3 and what speaks like it, Google Cloud Storage, Azure, by the obstore library.
+
+An object appears whole or not at all, so nothing is renamed: what must not be overwritten is put on
+the condition that nothing is there, what is changed on the condition that it is as it was read.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from stillroom.storage.errors import (
+    StorePermissionError,
+    StoreUnreachableError,
+    StoreUnsupportedError,
+)
+from stillroom.storage.mirror import Mirror
+
+
+@dataclass(frozen=True)
+class ObjectPlace:
+    """An object, or a prefix of objects, in a bucket.
+
+    Credentials and endpoint come from the environment as the store's own tools read them (such as
+    AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL); `options` overrides them. They travel with the
+    place to worker processes.
+    """
+
+    root: str
+    """The store's URL: scheme and bucket."""
+    key: str
+    """The path inside the bucket, without a slash at either end."""
+    mirror: Mirror = field(default_factory=Mirror.usual, compare=False)
+    """Where objects that never change are kept on this machine."""
+    options: tuple[tuple[str, str], ...] = field(default=(), repr=False, compare=False)
+    """Settings of obstore's `from_url`, such as ("endpoint", "http://127.0.0.1:9000")."""
+
+    @classmethod
+    def at(
+        cls, url: str, *, mirror: Mirror | None = None, options: Mapping[str, str] | None = None
+    ) -> ObjectPlace:
+        """The place that a URL such as s3://bucket/prefix names."""
+        scheme, _, rest = url.partition("://")
+        bucket, _, key = rest.partition("/")
+        given = tuple(sorted((options or {}).items()))
+        return cls(f"{scheme}://{bucket}", key.strip("/"), mirror or Mirror.usual(), given)
+
+    def __str__(self) -> str:
+        """The URL."""
+        return f"{self.root}/{self.key}".rstrip("/")
+
+    @property
+    def name(self) -> str:
+        """The last part of the key."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def parent(self) -> ObjectPlace:
+        """The prefix that it lies in."""
+        return self._sibling(self.key.rpartition("/")[0])
+
+    def __truediv__(self, part: str) -> ObjectPlace:
+        """An object below it."""
+        return self._sibling(f"{self.key}/{part}" if self.key else part)
+
+    def _sibling(self, key: str) -> ObjectPlace:
+        return ObjectPlace(self.root, key, self.mirror, self.options)
+
+    @property
+    def _store(self) -> Any:
+        return _opened(self.root, self.options)
+
+    def exists(self) -> bool:
+        """Whether there is an object, or one below it."""
+        return self.is_file() or self.is_dir()
+
+    def is_file(self) -> bool:
+        """Whether there is an object of this key."""
+        return self.size() is not None
+
+    def is_dir(self) -> bool:
+        """Whether there is an object below it."""
+        with self._reaching():
+            return any(len(page) for page in self._store.list(f"{self.key}/", chunk_size=1))
+
+    def iterdir(self) -> Iterator[ObjectPlace]:
+        """Objects and prefixes directly below."""
+        with self._reaching():
+            found = self._store.list_with_delimiter(f"{self.key}/" if self.key else None)
+        for prefix in found["common_prefixes"]:
+            yield self._sibling(prefix.rstrip("/"))
+        for known in found["objects"]:
+            yield self._sibling(known["path"])
+
+    def below(self) -> list[ObjectPlace]:
+        """Every object at any depth, by one listing."""
+        with self._reaching():
+            pages = list(self._store.list(f"{self.key}/"))
+        return [self._sibling(known["path"]) for page in pages for known in page]
+
+    def size(self) -> int | None:
+        """Bytes of the object; None where there is none."""
+        try:
+            with self._reaching():
+                return int(self._store.head(self.key)["size"])
+        except FileNotFoundError:
+            return None
+
+    def read_bytes(self) -> bytes:
+        """The object's bytes."""
+        return self.read_tagged()[0]
+
+    def read_tagged(self) -> tuple[bytes, str]:
+        """Its bytes and the tag of this state of it."""
+        with self._reaching():
+            found = self._store.get(self.key)
+            return bytes(found.bytes()), str(found.meta["e_tag"])
+
+    def put(self, content: bytes) -> None:
+        """Write it, over whatever was there."""
+        with self._reaching():
+            self._store.put(self.key, content, use_multipart=False)
+
+    def put_new(self, content: bytes) -> None:
+        """Write it where nothing is; FileExistsError where something else is."""
+        try:
+            with self._reaching():
+                self._store.put(self.key, content, mode="create", use_multipart=False)
+        except FileExistsError:
+            # A request whose answer got lost is sent again, and then finds what it wrote itself.
+            if self.read_bytes() != content:
+                raise
+
+    def put_over(self, content: bytes, tag: str) -> bool:
+        """Write it if it is still in the state of that tag; whether it was."""
+        from obstore.exceptions import PreconditionError
+
+        try:
+            with self._reaching():
+                self._store.put(self.key, content, mode={"e_tag": tag}, use_multipart=False)
+        except PreconditionError:
+            return self.read_bytes() == content
+        return True
+
+    def remove(self) -> None:
+        """Delete the object, if there is one."""
+        with self._reaching():
+            self._store.delete(self.key)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """The store's errors as ours: what was asked for, what it said, what may help."""
+        from obstore import exceptions as raised
+
+        try:
+            yield
+        except (FileNotFoundError, FileExistsError, raised.PreconditionError):
+            raise
+        except raised.NotFoundError as error:
+            raise FileNotFoundError(str(self)) from error
+        except raised.AlreadyExistsError as error:
+            raise FileExistsError(str(self)) from error
+        except (raised.PermissionDeniedError, raised.UnauthenticatedError) as error:
+            raise StorePermissionError(
+                f"{self} may not be read or written with these credentials ({_short(error)}). Check "
+                "them (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN) and the "
+                "bucket's policy; nothing that was stored before is harmed"
+            ) from error
+        except raised.NotSupportedError as error:
+            raise StoreUnsupportedError(
+                f"the store of {self} cannot do what a cache needs ({_short(error)}): it must be able "
+                "to write an object only if it is not there yet"
+            ) from error
+        except raised.BaseError as error:
+            raise StoreUnreachableError(
+                f"the store of {self} did not do what was asked, also when asked again "
+                f"({_short(error)}). Check the network and the endpoint (for S3: AWS_ENDPOINT_URL, "
+                "AWS_REGION). Nothing that was stored before is harmed; run again to go on"
+            ) from error
+
+
+def _short(error: Exception) -> str:
+    """The first line: the library adds pages for its own developers."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+@functools.lru_cache(maxsize=64)
+def _opened(root: str, options: tuple[tuple[str, str], ...]) -> Any:
+    """One client a process for each store."""
+    try:
+        from obstore.store import from_url
+    except ImportError as error:
+        raise StoreUnsupportedError(
+            f"reading {root} needs the package obstore: pip install 'stillroom[objects]'"
+        ) from error
+    opened: Any = from_url  # typed by scheme, which is known only from the URL
+    settings: dict[str, Any] = dict(options)
+    client: dict[str, Any] = {"timeout": timedelta(seconds=float(settings.pop("timeout", "60")))}
+    endpoint = settings.get("endpoint", "") or _environment_endpoint()
+    if endpoint.startswith("http://"):
+        client["allow_http"] = True
+    retry = {
+        "max_retries": int(settings.pop("max_retries", "8")),
+        "retry_timeout": timedelta(seconds=float(settings.pop("retry_timeout", "180"))),
+        "backoff": {
+            "init_backoff": timedelta(milliseconds=100),
+            "max_backoff": timedelta(seconds=10),
+            "base": 2,
+        },
+    }
+    return opened(root, client_options=client, retry_config=retry, **settings)
+
+
+def _environment_endpoint() -> str:
+    import os
+
+    return os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))
