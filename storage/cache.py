@@ -15,6 +15,7 @@ from stillroom.storage.draft import Draft
 from stillroom.storage.errors import BusyError, FormatError, NotACacheError
 from stillroom.storage.files import (
     TEMPORARY,
+    children,
     each_of,
     read_json,
     remove_leftovers,
@@ -65,12 +66,12 @@ class Cache:
         """Open a cache that exists; NotACacheError or FormatError when it cannot be."""
         self.path = place_of(path)
         marker = self.path / "cache.json"
-        if not self.path.is_dir():
-            raise NotACacheError(
-                f"no cache at {self.path}: there is no such folder. Make one by teaching into it: "
-                "Cache.at(path) opens or creates"
-            )
-        if not marker.exists():
+        if not marker.is_file():
+            if not self.path.is_dir():
+                raise NotACacheError(
+                    f"no cache at {self.path}: there is no such folder. Make one by teaching into it: "
+                    "Cache.at(path) opens or creates"
+                )
             raise NotACacheError(
                 f"{self.path} is not a cache: it has no cache.json. Name a cache's own folder, or a "
                 "new one"
@@ -114,10 +115,7 @@ class Cache:
 
     def _folders(self) -> list[Place]:
         """Those of drafts and of segments: what has a plan."""
-        folder = self.path / "segments"
-        if not folder.is_dir():
-            return []
-        found = [p for p in folder.iterdir() if _SEGMENT.match(p.name)]
+        found = [p for p in children(self.path / "segments") if _SEGMENT.match(p.name)]
         there = each_of(self.path, lambda p: (p / "plan.json").is_file(), found)
         found = [p for p, is_there in zip(found, there, strict=True) if is_there]
         return sorted(found, key=lambda p: (_number(p), p.name))
@@ -149,8 +147,7 @@ class Cache:
 
     def snapshots(self) -> list[int]:
         """The numbers of all snapshots, oldest first."""
-        folder = self.path / "snapshots"
-        found = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        found = [place.name for place in children(self.path / "snapshots")]
         return sorted(int(name[:-5]) for name in found if _SNAPSHOT.fullmatch(name))
 
     def snapshot(self, number: int | None = None) -> Snapshot:

@@ -190,6 +190,14 @@ def size_of(place: Place) -> int | None:
     return state.st_size if stat.S_ISREG(state.st_mode) else None
 
 
+def children(folder: Place) -> list[Place]:
+    """What lies directly below a folder; nothing where there is none."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def each_of(
     place: Place, function: Callable[[Item], Result], items: Sequence[Item]
 ) -> list[Result]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.storage.errors import BusyError, StillroomError
-from stillroom.storage.files import read_json, remote, store_errors, write_atomic
+from stillroom.storage.files import children, read_json, remote, store_errors, write_atomic
 from stillroom.storage.place import Place
 from stillroom.storage.process import is_dead, this_process
 
@@ -167,10 +167,8 @@ def _left(record: dict[str, Any]) -> str:
 
 def active_leases(folder: Place) -> list[tuple[str, Holder]]:
     """(name, holder) of every lease in the folder that is held now."""
-    if not folder.is_dir():
-        return []
     found = []
-    for place in folder.iterdir():
+    for place in children(folder):
         if place.name.endswith(".json") and (record := _read(place)) is not None:
             found.append((place.name.removesuffix(".json"), Holder(record)))
     return sorted((f for f in found if f[1].active), key=lambda f: f[0])

@@ -7,11 +7,12 @@ the condition that nothing is there, what is changed on the condition that it is
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from stillroom.storage.errors import (
     StorePermissionError,
@@ -19,6 +20,10 @@ from stillroom.storage.errors import (
     StoreUnsupportedError,
 )
 from stillroom.storage.mirror import Mirror
+
+Result = TypeVar("Result")
+_ATTEMPTS = 8
+_RETRY_SECONDS = "180"
 
 
 @dataclass(frozen=True)
@@ -70,10 +75,6 @@ class ObjectPlace:
     def _sibling(self, key: str) -> ObjectPlace:
         return ObjectPlace(self.root, key, self.mirror, self.options)
 
-    @property
-    def _store(self) -> Any:
-        return _opened(self.root, self.options)
-
     def exists(self) -> bool:
         """Whether there is an object, or one below it."""
         return self.is_file() or self.is_dir()
@@ -84,29 +85,26 @@ class ObjectPlace:
 
     def is_dir(self) -> bool:
         """Whether there is an object below it."""
-        with self._reaching():
-            return any(len(page) for page in self._store.list(f"{self.key}/", chunk_size=1))
+        return self._ask(lambda store: any(map(len, store.list(f"{self.key}/", chunk_size=1))))
 
     def iterdir(self) -> Iterator[ObjectPlace]:
         """Objects and prefixes directly below."""
-        with self._reaching():
-            found = self._store.list_with_delimiter(f"{self.key}/" if self.key else None)
-        for prefix in found["common_prefixes"]:
-            yield self._sibling(prefix.rstrip("/"))
+        prefix = f"{self.key}/" if self.key else None
+        found = self._ask(lambda store: store.list_with_delimiter(prefix))
+        for below in found["common_prefixes"]:
+            yield self._sibling(below.rstrip("/"))
         for known in found["objects"]:
             yield self._sibling(known["path"])
 
     def below(self) -> list[ObjectPlace]:
         """Every object at any depth, by one listing."""
-        with self._reaching():
-            pages = list(self._store.list(f"{self.key}/"))
+        pages = self._ask(lambda store: list(store.list(f"{self.key}/")))
         return [self._sibling(known["path"]) for page in pages for known in page]
 
     def size(self) -> int | None:
         """Bytes of the object; None where there is none."""
         try:
-            with self._reaching():
-                return int(self._store.head(self.key)["size"])
+            return int(self._ask(lambda store: store.head(self.key)["size"]))
         except FileNotFoundError:
             return None
 
@@ -116,20 +114,23 @@ class ObjectPlace:
 
     def read_tagged(self) -> tuple[bytes, str]:
         """Its bytes and the tag of this state of it."""
-        with self._reaching():
-            found = self._store.get(self.key)
+
+        def read(store: Any) -> tuple[bytes, str]:
+            found = store.get(self.key)
             return bytes(found.bytes()), str(found.meta["e_tag"])
+
+        return self._ask(read)
 
     def put(self, content: bytes) -> None:
         """Write it, over whatever was there."""
-        with self._reaching():
-            self._store.put(self.key, content, use_multipart=False)
+        self._ask(lambda store: store.put(self.key, content, use_multipart=False))
 
     def put_new(self, content: bytes) -> None:
         """Write it where nothing is; FileExistsError where something else is."""
         try:
-            with self._reaching():
-                self._store.put(self.key, content, mode="create", use_multipart=False)
+            self._ask(
+                lambda store: store.put(self.key, content, mode="create", use_multipart=False)
+            )
         except FileExistsError:
             # A request whose answer got lost is sent again, and then finds what it wrote itself.
             if self.read_bytes() != content:
@@ -139,48 +140,57 @@ class ObjectPlace:
         """Write it if it is still in the state of that tag; whether it was."""
         from obstore.exceptions import PreconditionError
 
+        mode = {"e_tag": tag}
         try:
-            with self._reaching():
-                self._store.put(self.key, content, mode={"e_tag": tag}, use_multipart=False)
+            self._ask(lambda store: store.put(self.key, content, mode=mode, use_multipart=False))
         except PreconditionError:
             return self.read_bytes() == content
         return True
 
     def remove(self) -> None:
         """Delete the object, if there is one."""
-        with self._reaching():
-            self._store.delete(self.key)
+        with suppress(FileNotFoundError):
+            self._ask(lambda store: store.delete(self.key))
 
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        """The store's errors as ours: what was asked for, what it said, what may help."""
+    def _ask(self, ask: Callable[[Any], Result]) -> Result:
+        """What the store answers; its errors as ours: what was asked, what it said, what may help.
+
+        The library itself repeats requests, but no conditional put that timed out and none whose
+        answer broke off: it cannot know what came of them. Here that is found out.
+        """
         from obstore import exceptions as raised
 
-        try:
-            yield
-        except (FileNotFoundError, FileExistsError, raised.PreconditionError):
-            raise
-        except raised.NotFoundError as error:
-            raise FileNotFoundError(str(self)) from error
-        except raised.AlreadyExistsError as error:
-            raise FileExistsError(str(self)) from error
-        except (raised.PermissionDeniedError, raised.UnauthenticatedError) as error:
-            raise StorePermissionError(
-                f"{self} may not be read or written with these credentials ({_short(error)}). Check "
-                "them (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN) and the "
-                "bucket's policy; nothing that was stored before is harmed"
-            ) from error
-        except raised.NotSupportedError as error:
-            raise StoreUnsupportedError(
-                f"the store of {self} cannot do what a cache needs ({_short(error)}): it must be able "
-                "to write an object only if it is not there yet"
-            ) from error
-        except raised.BaseError as error:
-            raise StoreUnreachableError(
-                f"the store of {self} did not do what was asked, also when asked again "
-                f"({_short(error)}). Check the network and the endpoint (for S3: AWS_ENDPOINT_URL, "
-                "AWS_REGION). Nothing that was stored before is harmed; run again to go on"
-            ) from error
+        give_up = time.monotonic() + float(dict(self.options).get("retry_timeout", _RETRY_SECONDS))
+        for attempt in range(_ATTEMPTS):
+            try:
+                return ask(_opened(self.root, self.options))
+            except (FileNotFoundError, FileExistsError, raised.PreconditionError):
+                raise
+            except raised.NotFoundError as error:
+                raise FileNotFoundError(str(self)) from error
+            except raised.AlreadyExistsError as error:
+                raise FileExistsError(str(self)) from error
+            except (raised.PermissionDeniedError, raised.UnauthenticatedError) as error:
+                raise StorePermissionError(
+                    f"{self} may not be read or written with these credentials ({_short(error)}). "
+                    "Check them (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN) "
+                    "and the bucket's policy; nothing that was stored before is harmed"
+                ) from error
+            except raised.NotSupportedError as error:
+                raise StoreUnsupportedError(
+                    f"the store of {self} cannot do what a cache needs ({_short(error)}): it must be "
+                    "able to write an object only if it is not there yet"
+                ) from error
+            except raised.BaseError as error:
+                if attempt + 1 < _ATTEMPTS and time.monotonic() < give_up:
+                    continue
+                raise StoreUnreachableError(
+                    f"the store of {self} did not do what was asked, also when asked again "
+                    f"({_short(error)}). Check the network and the endpoint (for S3: "
+                    "AWS_ENDPOINT_URL, AWS_REGION). Nothing that was stored before is harmed; run "
+                    "again to go on"
+                ) from error
+        raise AssertionError("unreachable")
 
 
 def _short(error: Exception) -> str:
@@ -205,7 +215,7 @@ def _opened(root: str, options: tuple[tuple[str, str], ...]) -> Any:
         client["allow_http"] = True
     retry = {
         "max_retries": int(settings.pop("max_retries", "8")),
-        "retry_timeout": timedelta(seconds=float(settings.pop("retry_timeout", "180"))),
+        "retry_timeout": timedelta(seconds=float(settings.pop("retry_timeout", _RETRY_SECONDS))),
         "backoff": {
             "init_backoff": timedelta(milliseconds=100),
             "max_backoff": timedelta(seconds=10),

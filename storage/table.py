@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillroom.storage.errors import GARBLED, CorruptShardError
+from stillroom.storage.errors import GARBLED, CorruptShardError, StillroomError
 from stillroom.storage.files import crc32c, read_whole, write_atomic
 from stillroom.storage.place import Place
 from stillroom.storage.sealed import read_sealed
@@ -42,7 +42,7 @@ def read_table(path: Place, checksum: str | None) -> pa.RecordBatch:
         batch.validate(full=True)
         if any(column.null_count for column in batch.columns):
             raise ValueError("a value is null")
-    except CorruptShardError:
+    except StillroomError:
         raise
     except (pa.ArrowException, OSError, *GARBLED) as error:
         raise CorruptShardError(f"{path} cannot be read: {error}") from error

@@ -34,6 +34,7 @@ from stillroom.stages.rows import Batch, Rows
 from stillroom.stages.teacher import Answer
 from stillroom.storage import Cache, Reader, Snapshot
 from stillroom.storage.folder import Ask
+from stillroom.storage.place import Place
 
 CLASSES, FEATURES = 4, 8
 Item = TypeVar("Item")
@@ -86,6 +87,31 @@ def plain(
 ) -> FunctionTeacher:
     """`doubled` as a teacher."""
     return FunctionTeacher(name, more.pop("answer", doubled), ("image",), signals, **more)
+
+
+def said(number: Any, text: list[str]) -> dict[str, Any]:
+    """Every kind of signal."""
+    record = np.zeros(len(number), [("box", "f4", (4,)), ("class", "i2")])
+    record["box"] = number[:, None] + np.arange(4)
+    record["class"] = number % 5
+    logits = np.sin(np.outer(number + 1, np.arange(1, 9))).astype("f4")
+    return {
+        "tokens": [np.arange(n % 4, dtype="i4") for n in number],
+        "scores": [np.full((n % 3, 2), n, "f4") for n in number],
+        "record": record,
+        "caption": [f"{word} is {n}" for word, n in zip(text, number, strict=True)],
+        "wide": logits,
+        "few": logits,
+        "flag": number % 2 == 0,
+    }
+
+
+def every_kind() -> tuple[ArrayRows, FunctionTeacher]:
+    text = [f"word {i} é" for i in range(23)]
+    rows = ArrayRows(range(23), number=np.arange(23), text=text)
+    encodings = {"wide": "bfloat16", "few": "topk(3)", "scores": "float16"}
+    signals = ("tokens", "scores", "record", "caption", "wide", "few", "flag")
+    return rows, FunctionTeacher("kinds", said, ("number", "text"), signals, encodings)
 
 
 @dataclass(frozen=True)
@@ -197,7 +223,7 @@ def trained(
 
 
 def taught(
-    folder: Path, rows: Rows | None = None, teacher: Teacher | None = None, **how: Any
+    folder: str | Place, rows: Rows | None = None, teacher: Teacher | None = None, **how: Any
 ) -> Snapshot:
     """Teach into the cache at `folder` in this process, in small shards."""
     given: dict[str, Any] = {"runner": LocalRunner(), "batch_size": 4, "shard_rows": 10, **how}

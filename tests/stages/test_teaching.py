@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stillroom.pipeline import RayRunner
-from stillroom.stages import ArrayRows, FunctionTeacher, plan_teach
+from stillroom.stages import ArrayRows, plan_teach
 from stillroom.storage import Cache, Ragged
 from stillroom.storage.errors import RowsError, SignalError
 from tests.stages.builders import (
@@ -19,10 +19,12 @@ from tests.stages.builders import (
     answers,
     data,
     doubled,
+    every_kind,
     images,
     net,
     network,
     plain,
+    said,
     stamps,
     taught,
     tree,
@@ -91,31 +93,6 @@ def test_a_plan_says_what_would_be_computed_and_writes_nothing(tmp_path: Path) -
     assert (again.to_compute, again.why) == (0, "")
     assert again.snapshot is not None
     assert again.snapshot.number == snapshot.number
-
-
-def said(number: Any, text: list[str]) -> dict[str, Any]:
-    """Every kind of signal."""
-    record = np.zeros(len(number), [("box", "f4", (4,)), ("class", "i2")])
-    record["box"] = number[:, None] + np.arange(4)
-    record["class"] = number % 5
-    logits = np.sin(np.outer(number + 1, np.arange(1, 9))).astype("f4")
-    return {
-        "tokens": [np.arange(n % 4, dtype="i4") for n in number],
-        "scores": [np.full((n % 3, 2), n, "f4") for n in number],
-        "record": record,
-        "caption": [f"{word} is {n}" for word, n in zip(text, number, strict=True)],
-        "wide": logits,
-        "few": logits,
-        "flag": number % 2 == 0,
-    }
-
-
-def every_kind() -> tuple[ArrayRows, FunctionTeacher]:
-    text = [f"word {i} é" for i in range(23)]
-    rows = ArrayRows(range(23), number=np.arange(23), text=text)
-    encodings = {"wide": "bfloat16", "few": "topk(3)", "scores": "float16"}
-    signals = ("tokens", "scores", "record", "caption", "wide", "few", "flag")
-    return rows, FunctionTeacher("kinds", said, ("number", "text"), signals, encodings)
 
 
 def test_ragged_record_text_and_encoded_signals_come_back(tmp_path: Path) -> None:
