@@ -137,10 +137,11 @@ class Extents:
         if not held:
             raise IndexError("a position is in no extent")
         extent = self._extent(positions)
-        if self._touch is not None:
+        # Taken once: another thread may find all files touched while this one looks.
+        if (touch := self._touch) is not None:
             files = np.unique(self._file[extent])
             for file in files[self._fresh[files]]:
-                self._touch(int(file))
+                touch(int(file))
                 self._fresh[file] = False
             if not self._fresh.any():
                 self._touch = None
