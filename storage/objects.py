@@ -7,6 +7,7 @@ the condition that nothing is there, what is changed on the condition that it is
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -24,6 +25,8 @@ from stillroom.storage.mirror import Mirror
 Result = TypeVar("Result")
 _ATTEMPTS = 8
 _RETRY_SECONDS = "180"
+_used_in: list[int] = []
+"""The process in which the library was first used: its threads live there."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,10 @@ class ObjectPlace:
             return self.read_bytes() == content
         return True
 
+    def copy(self, target: ObjectPlace) -> None:
+        """Write the same bytes to another key of the same bucket, inside the store."""
+        self._ask(lambda store: store.copy(self.key, target.key))
+
     def remove(self) -> None:
         """Delete the object, if there is one."""
         with suppress(FileNotFoundError):
@@ -160,6 +167,7 @@ class ObjectPlace:
         """
         from obstore import exceptions as raised
 
+        _require_own_threads(self.root)
         give_up = time.monotonic() + float(dict(self.options).get("retry_timeout", _RETRY_SECONDS))
         for attempt in range(_ATTEMPTS):
             try:
@@ -191,6 +199,18 @@ class ObjectPlace:
                     "again to go on"
                 ) from error
         raise AssertionError("unreachable")
+
+
+def _require_own_threads(root: str) -> None:
+    """StoreUnsupportedError in a fork of a process that used the library: it would wait for ever."""
+    if not _used_in:
+        _used_in.append(os.getpid())
+    if _used_in[0] != os.getpid():
+        raise StoreUnsupportedError(
+            f"{root} cannot be reached from a fork of a process that has used it: the threads that "
+            "wait for its answers are not copied. Start worker processes by spawn or forkserver (of "
+            "torch's DataLoader: multiprocessing_context='spawn')"
+        )
 
 
 def _short(error: Exception) -> str:
@@ -226,6 +246,4 @@ def _opened(root: str, options: tuple[tuple[str, str], ...]) -> Any:
 
 
 def _environment_endpoint() -> str:
-    import os
-
     return os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +18,12 @@ from stillroom.storage.errors import (
     MirrorError,
     NotACacheError,
     StoreUnreachableError,
+    StoreUnsupportedError,
 )
-from stillroom.storage.files import remove_tree
 from stillroom.storage.lazy import dask_array
 from stillroom.storage.mirror import Mirror
 from stillroom.storage.objects import ObjectPlace
+from stillroom.storage.removing import remove_tree
 from stillroom.storage.testing import assert_rows_equal
 from tests.stages.builders import (
     Heard,
@@ -250,6 +252,22 @@ def test_a_place_without_a_cache_says_so(server: int, tmp_path: Path) -> None:
     (bucket(server, tmp_path) / "something").put(b"else")
     with pytest.raises(NotACacheError, match=r"no cache\.json"):
         Cache.at(bucket(server, tmp_path))
+
+
+def test_a_fork_is_told_that_it_cannot_reach_the_store(server: int, tmp_path: Path) -> None:
+    place = bucket(server, tmp_path)
+    assert not place.exists()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            place.exists()
+        except StoreUnsupportedError as error:
+            code = 7 if "multiprocessing_context='spawn'" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert not place.exists()
 
 
 def test_urls_name_places_with_settings_from_the_environment(
