@@ -125,7 +125,7 @@ class _Teaching:
 
     def _parts(self) -> dict[str, float]:
         """Seconds inside the shards of the run that was the last, all workers together."""
-        made = [json.loads(p.read_text()) for p in self.cache.glob("segments/*/made/*.json")]
+        made = [json.loads(p.read_text()) for p in self.cache.glob("segments/*/made/[0-9]*.json")]
         return {name: sum(m[name] for m in made) for name in ("seconds", "teacher_seconds")}
 
     def _explain(self, wall: float) -> str:

@@ -95,6 +95,7 @@ class ShardWorker:
             shard.index, len(task.places), sum(stored.values()), seconds, teacher_seconds
         )
         cost = {"rows": done.rows, "seconds": seconds, "teacher_seconds": teacher_seconds}
+        cost["batch_size"] = self._work.batch_size  # with it, repair gives the same bytes
         write_json(self._draft.path / "made" / f"{shard.index:05d}.json", cost)
         return done
 
@@ -111,7 +112,7 @@ class ShardWorker:
         for name in self._draft.asked:
             if name not in answered:
                 raise SignalError(f"{who} gave no signal {name!r}; {nearest(name, answered)}")
-            values = _as_values(answered[name])
+            values = as_values(answered[name])
             if len(values) != len(places):
                 raise SignalError(
                     f"{who}, signal {name!r}: {len(values):,} rows came back for {len(places):,} rows "
@@ -184,7 +185,7 @@ def _finite(array: NDArray[Any]) -> NDArray[np.bool_]:
     return finite
 
 
-def _as_values(given: Any) -> Values:
+def as_values(given: Any) -> Values:
     """Arrays and tensors as numpy, lists of arrays as Ragged, lists of texts as they are."""
     if isinstance(given, Ragged | np.ndarray):
         return given
@@ -198,7 +199,7 @@ def _as_values(given: Any) -> Values:
     if isinstance(given, list | tuple):
         try:
             return Ragged.of(
-                [np.asarray(_as_values(i) if hasattr(i, "detach") else i) for i in given]
+                [np.asarray(as_values(i) if hasattr(i, "detach") else i) for i in given]
             )
         except (TypeError, ValueError) as error:
             raise SignalError(

@@ -17,8 +17,9 @@ from stillroom.stages.teacher import Teacher
 from stillroom.storage.cache import Cache
 from stillroom.storage.draft import Draft
 from stillroom.storage.errors import RowsError, SignalError
-from stillroom.storage.files import remove_tree
 from stillroom.storage.keys import KeyIndex
+from stillroom.storage.lease import Lease
+from stillroom.storage.removing import remove_tree
 from stillroom.storage.segment import Segment
 from stillroom.storage.signal import Signal
 from stillroom.storage.snapshot import Snapshot
@@ -81,17 +82,34 @@ def teach(
         if plan.snapshot is not None:
             return plan.snapshot  # another process finished between our look and our lease
         why = _interrupted_why(state, segments) or plan.why
-        for work in plan.work:
-            draft = _draft(state, work, shard_rows, why)
-            _compute(state, draft, runner, batch_size, why, listen)
-            _require_one_shape(segments, draft)
-            lease.require()
-            segments.append(draft.seal())
+        answer_missing(
+            state, plan.work, segments, lease, runner, batch_size, shard_rows, why, listen
+        )
         lease.require()
         snapshot = cache.commit(lambda: state.served(cache.segments()), why or _SAME_ANSWERS)
     seconds = time.perf_counter() - started
     listen(TeachFinished(teacher.name, plan.to_compute, snapshot.number, seconds))
     return snapshot
+
+
+def answer_missing(
+    state: TeachState,
+    work: Sequence[Work],
+    segments: list[Segment],
+    lease: Lease,
+    runner: Mapper,
+    batch_size: int,
+    shard_rows: int,
+    why: str,
+    listen: Listen,
+) -> None:
+    """Compute rows that no segment serves and append the new segments."""
+    for each in work:
+        draft = _draft(state, each, shard_rows, why)
+        _compute(state, draft, runner, batch_size, why, listen)
+        _require_one_shape(segments, draft)
+        lease.require()
+        segments.append(draft.seal())
 
 
 def _keep_cut_off_work(state: TeachState) -> None:

@@ -1,6 +1,7 @@
 """What is written, and how it is found again: signals, encodings, segments, snapshots, the reader."""
 
 from stillroom.storage.cache import Cache
+from stillroom.storage.compacting import Compacted, compact
 from stillroom.storage.errors import (
     BusyError,
     CorruptShardError,
@@ -14,17 +15,23 @@ from stillroom.storage.errors import (
     UnknownRowError,
     UnknownSignalError,
 )
+from stillroom.storage.problems import Problem, Verified
+from stillroom.storage.pruning import Pruned, prune
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.reader import Reader
 from stillroom.storage.signal import Signal
 from stillroom.storage.snapshot import Snapshot
+from stillroom.storage.verifying import verify
 
 __all__ = [
     "BusyError",
     "Cache",
+    "Compacted",
     "CorruptShardError",
     "FormatError",
     "NotACacheError",
+    "Problem",
+    "Pruned",
     "Ragged",
     "Reader",
     "RowsError",
@@ -36,4 +43,8 @@ __all__ = [
     "StorePermissionError",
     "UnknownRowError",
     "UnknownSignalError",
+    "Verified",
+    "compact",
+    "prune",
+    "verify",
 ]

@@ -7,7 +7,7 @@ that our reader maps the file and needs no Arrow call per batch; other libraries
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,30 @@ class ArrowShards:
         self, segment: Place, signal: Signal, shard: int, shard_rows: int, values: Values
     ) -> list[StoredFile]:
         """One Arrow file with a column for each part."""
-        columns = _columns(signal, values)
+        return self._write(segment, signal, shard, _columns(signal, values))
+
+    def write_parts(
+        self, segment: Place, signal: Signal, shard: int, shard_rows: int, parts: Mapping[str, Any]
+    ) -> list[StoredFile]:
+        """The same of parts that are already encoded: Ragged by name (text: of its UTF-8 bytes)."""
+        if signal.kind == "text":
+            text = parts[""]
+            bounds, content = (
+                pa.py_buffer(np.ascontiguousarray(a)) for a in (text.offsets, text.values)
+            )
+            column = pa.Array.from_buffers(pa.large_string(), len(text), [None, bounds, content])
+            return self._write(segment, signal, shard, {signal.name: column})
+        columns = {
+            signal.array_name(part): _column(
+                part, parts[part.name].values, parts[part.name].offsets
+            )
+            for part in signal.parts
+        }
+        return self._write(segment, signal, shard, columns)
+
+    def _write(
+        self, segment: Place, signal: Signal, shard: int, columns: dict[str, pa.Array]
+    ) -> list[StoredFile]:
         batch = pa.record_batch(list(columns.values()), names=list(columns))
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, batch.schema) as writer:
@@ -67,17 +90,18 @@ def _columns(signal: Signal, values: Values) -> dict[str, pa.Array]:
     if not isinstance(values, Ragged):
         raise SignalError(f"signal {signal.name!r} has rows of lengths; an array was given")
     encoded = signal.coding.encode(values.values)
-    columns = {}
-    for part in signal.parts:
-        native = np.ascontiguousarray(encoded[part.name], part.dtype)
-        flat = native.view(_stored(part)).reshape(-1)
-        column = pa.array(flat)
-        for size in reversed(part.shape):
-            column = pa.FixedSizeListArray.from_arrays(column, size)
-        columns[signal.array_name(part)] = pa.LargeListArray.from_arrays(
-            pa.array(values.offsets, pa.int64()), column
-        )
-    return columns
+    return {
+        signal.array_name(part): _column(part, encoded[part.name], values.offsets)
+        for part in signal.parts
+    }
+
+
+def _column(part: Part, values: NDArray[Any], offsets: Int64s) -> pa.Array:
+    native = np.ascontiguousarray(values, part.dtype)
+    column = pa.array(native.view(_stored(part)).reshape(-1))
+    for size in reversed(part.shape):
+        column = pa.FixedSizeListArray.from_arrays(column, size)
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), column)
 
 
 def _layout(content: NDArray[np.uint8], signal: Signal) -> dict[str, dict[str, int]]:

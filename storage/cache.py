@@ -18,7 +18,6 @@ from stillroom.storage.files import (
     children,
     each_of,
     read_json,
-    remove_leftovers,
     store_errors,
     write_json,
 )
@@ -26,11 +25,14 @@ from stillroom.storage.folder import FORMAT, Ask, Hashes
 from stillroom.storage.lease import FOLDER as LEASES
 from stillroom.storage.lease import Lease, active_leases, held
 from stillroom.storage.place import Place, place_of
+from stillroom.storage.removing import remove_leftovers
 from stillroom.storage.segment import Segment
 from stillroom.storage.snapshot import Served, Snapshot, write_snapshot
 
 _SEGMENT = re.compile(r"[0-9]{4,9}-")
 _SNAPSHOT = re.compile(r"[0-9]{6,9}\.json")
+QUARANTINE = "quarantine"
+"""Folder of what repair took out; its numbers are not given again."""
 
 
 _CARE = "care"
@@ -113,6 +115,11 @@ class Cache:
         sealed = each_of(self.path, lambda p: (p / "segment.json").is_file(), found)
         return [Draft(p) for p, is_sealed in zip(found, sealed, strict=True) if not is_sealed]
 
+    def quarantined(self) -> list[Place]:
+        """What repair moved out of the way: segments' folders and snapshots' JSON and runs."""
+        folders = [self.path / QUARANTINE / kind for kind in ("segments", "snapshots")]
+        return [p for f in folders for p in sorted(children(f), key=lambda p: p.name)]
+
     def _folders(self) -> list[Place]:
         """Those of drafts and of segments: what has a plan."""
         found = [p for p in children(self.path / "segments") if _SEGMENT.match(p.name)]
@@ -131,8 +138,9 @@ class Cache:
         why: str = "",
     ) -> Draft:
         """Begin a new segment; call it inside `writing()`."""
-        numbers = [_number(p) for p in self._folders()]
-        return Draft.create(
+        aside = children(self.path / QUARANTINE / "segments")
+        numbers = [_number(p) for p in [*self._folders(), *aside] if _SEGMENT.match(p.name)]
+        draft = Draft.create(
             self.path / "segments",
             max(numbers, default=0) + 1,
             teacher=teacher,
@@ -144,6 +152,8 @@ class Cache:
             why=why,
             after=max(self.snapshots(), default=None),
         )
+        write_json(draft.path / "made" / "begun.json", {"at": int(time.time())})
+        return draft
 
     def snapshots(self) -> list[int]:
         """The numbers of all snapshots, oldest first."""
@@ -170,7 +180,11 @@ class Cache:
         while True:
             known = self.snapshots()
             parent = known[-1] if known else None
-            number = (parent or 0) + 1
+            gone = [p.name[:-5] for p in self.quarantined() if _SNAPSHOT.fullmatch(p.name)]
+            number = max([*known, *map(int, gone)], default=0) + 1
+            # Before the snapshot, so that no snapshot lacks its time; what is in made/ is no content.
+            made = self.path / "snapshots" / "made" / f"{number:06d}.json"
+            write_json(made, {"at": int(time.time())})
             try:
                 write_snapshot(self.path / "snapshots", number, served(), parent, why)
             except FileExistsError:

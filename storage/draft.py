@@ -7,18 +7,19 @@ cache. Everything but the folder `made/` is a function of the teacher and the ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from stillroom.storage.errors import CorruptShardError, RowsError, SignalError
-from stillroom.storage.files import crc32c, each_of, read_whole, remove_tree, write_json
+from stillroom.storage.files import crc32c, each_of, read_whole, write_json
 from stillroom.storage.folder import FORMAT, Ask, Folder, Hashes, Shard, rows_schema, shard_format
 from stillroom.storage.identity import digest
 from stillroom.storage.place import Place
 from stillroom.storage.receipt import agreed_signals, merged_errors, receipt_name, receipt_path
+from stillroom.storage.removing import remove_tree
 from stillroom.storage.segment import Segment
 from stillroom.storage.signal import Signal, Values, checked_name
 from stillroom.storage.table import write_table
@@ -126,32 +127,35 @@ class Draft(Folder):
         fixed = [signal for signal in signals.values() if signal.kind == "fixed"]
         if fixed:
             describe_arrays(self.path, fixed, self.rows, self.shard_rows)
-        described: dict[str, Any] = {}
-        for name, signal in signals.items():
-            each = [receipt["signals"][name] for receipt in receipts.values()]
-            described[name] = {
-                **signal.to_json(),
-                "bytes": sum(int(f["bytes"]) for s in each for f in s["files"]),
-                "error": merged_errors(self.path, [s.get("error") for s in each]),
-            }
-        sealed = {
-            "format": FORMAT,
-            "teacher": self.teacher,
-            "digest": self.digest,
-            "rows": self.rows,
-            "shard_rows": self.shard_rows,
-            "shards": sorted(receipts),
-            "signals": described,
-            "bytes": sum(s["bytes"] for s in described.values()),
-            "files": self._checksums(["plan.json", "rows.arrow", *map(receipt_name, receipts)]),
-        }
-        write_json(self.path / "segment.json", sealed)
+        write_json(self.path / "segment.json", seal_of(self, receipts))
         return Segment(self.path)
 
-    def _checksums(self, names: Sequence[str]) -> dict[str, str]:
-        """CRC-32C of each of these small files."""
 
-        def checksum(name: str) -> str:
-            return f"{crc32c([read_whole(self.path / name)]):08x}"
+def seal_of(folder: Folder, receipts: Mapping[int, Any]) -> dict[str, Any]:
+    """What segment.json says when these shards are finished: a function of the other files alone."""
+    described: dict[str, Any] = {}
+    for name, signal in agreed_signals(folder.path, receipts, folder.asked).items():
+        each = [receipt["signals"][name] for receipt in receipts.values()]
+        described[name] = {
+            **signal.to_json(),
+            "bytes": sum(int(f["bytes"]) for s in each for f in s["files"]),
+            "error": merged_errors(folder.path, [s.get("error") for s in each]),
+        }
+    small = ["plan.json", "rows.arrow", *map(receipt_name, receipts)]
 
-        return dict(zip(names, each_of(self.path, checksum, names), strict=True))
+    def checksum(name: str) -> str:
+        return f"{crc32c([read_whole(folder.path / name)]):08x}"
+
+    return {
+        "format": FORMAT,
+        "teacher": folder.teacher,
+        "digest": folder.digest,
+        "why": folder.why,
+        "after": folder.after,
+        "rows": folder.rows,
+        "shard_rows": folder.shard_rows,
+        "shards": sorted(receipts),
+        "signals": described,
+        "bytes": sum(s["bytes"] for s in described.values()),
+        "files": dict(zip(small, each_of(folder.path, checksum, small), strict=True)),
+    }

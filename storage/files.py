@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import secrets
 import shutil
 import stat
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -28,7 +26,7 @@ from stillroom.storage.errors import (
 )
 from stillroom.storage.identity import digest
 from stillroom.storage.place import Place
-from stillroom.storage.process import is_dead, this_process
+from stillroom.storage.process import this_process
 
 if TYPE_CHECKING:
     from stillroom.storage.objects import ObjectPlace
@@ -91,9 +89,10 @@ def write_atomic(place: Place, buffers: Iterable[Buffer], *, new: bool = False) 
         content = b"".join(parts)
         remote(place).put_new(content) if new else remote(place).put(content)
         return size
-    temporary = place.parent / temporary_name(place.name)
-    with store_errors(place, size):
-        _make_folder(place.parent)
+    name = temporary_name(place.name)
+    temporary = place.parent / name
+    with store_errors(place, size), finishing(name):
+        make_folder(place.parent)
         try:
             with open(temporary, "xb", buffering=0) as file:
                 for part in parts:
@@ -120,7 +119,7 @@ def remote(place: Place) -> ObjectPlace:
     return place
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Make a folder and those above it, and make their names durable."""
     missing = [folder]
     while not missing[-1].exists():
@@ -145,11 +144,22 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def json_bytes(value: Any) -> bytes:
+    """A JSON value as the files of a cache spell it."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    """The object with the field `checksum`: the CRC-32C of its file as it would be with eight zeros."""
+    blank = {**value, "checksum": "0" * 8}
+    return {**blank, "checksum": f"{crc32c([json_bytes(blank)]):08x}"}
+
+
 def write_json(place: Place, value: Any, *, new: bool = False) -> None:
     """Write one JSON value as `write_atomic` does: sorted keys, two-space indent, a newline at the
     end."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_atomic(place, [(text + "\n").encode()], new=new)
+    write_atomic(place, [json_bytes(value)], new=new)
 
 
 def read_json(place: Place) -> dict[str, Any]:
@@ -190,6 +200,23 @@ def size_of(place: Place) -> int | None:
     return state.st_size if stat.S_ISREG(state.st_mode) else None
 
 
+PIECE_BYTES = 4 << 20
+"""What is read at once from a file of any size."""
+
+
+def pieces_of(place: Place, start: int = 0, stop: int | None = None) -> Iterator[NDArray[np.uint8]]:
+    """The bytes of a file from `start` to `stop`, in order, a few MiB at a time."""
+    if not isinstance(place, Path):
+        yield np.frombuffer(place.read_bytes(), np.uint8)[start:stop]
+        return
+    with open(place, "rb", buffering=0) as file:
+        file.seek(start)
+        left = os.fstat(file.fileno()).st_size - start if stop is None else stop - start
+        while left > 0 and (piece := file.read(min(left, PIECE_BYTES))):
+            left -= len(piece)
+            yield np.frombuffer(piece, np.uint8)
+
+
 def children(folder: Place) -> list[Place]:
     """What lies directly below a folder; nothing where there is none."""
     try:
@@ -208,29 +235,22 @@ def each_of(
         return list(pool.map(function, items))
 
 
-def remove(place: Place) -> None:
-    """Delete a file; nothing happens where there is none."""
-    if isinstance(place, Path):
-        with store_errors(place):
-            place.unlink(missing_ok=True)
-    else:
-        remote(place).remove()
+_unfinished: set[str] = set()
 
 
-def remove_tree(place: Place, first: Iterable[str] = ()) -> None:
-    """Delete everything at or below a place; the files named `first`, in that order, before all others.
+@contextmanager
+def finishing(name: str) -> Iterator[None]:
+    """While the block runs, what has this temporary name is in work; after it, it is a leftover."""
+    _unfinished.add(name)
+    try:
+        yield
+    finally:
+        _unfinished.discard(name)
 
-    What makes the rest visible should be first, so that a kill half-way leaves nothing half true.
-    """
-    for name in first:
-        remove(place / name)
-        if isinstance(place, Path) and place.is_dir():
-            sync_folder(place)
-    if not isinstance(place, Path):
-        each_of(place, remove, [*remote(place).below(), remote(place)])
-        return
-    with store_errors(place), suppress(FileNotFoundError):
-        shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+def in_work(name: str) -> bool:
+    """Whether this process is writing what has this temporary name."""
+    return name in _unfinished
 
 
 def temporary_name(name: str) -> str:
@@ -239,32 +259,3 @@ def temporary_name(name: str) -> str:
     machine = digest(process["machine"])[:8]
     owner = f"{machine}-{process['pid']}-{process['started'] or 0}"
     return f"{TEMPORARY}{owner}-{secrets.token_hex(6)}-{name}"
-
-
-_OWNER = re.compile(rf"{re.escape(TEMPORARY)}([0-9a-f]{{8}})-(\d+)-(\d+)-[0-9a-f]{{12}}-.+")
-_ABANDONED_SECONDS = 24 * 3600
-
-
-def remove_leftovers(folder: Place) -> int:
-    """Delete unfinished files below a folder that a dead process left; return how many.
-
-    Those of other machines, whose processes nobody here can see, go when they are a day old.
-    Objects are written at once, so a store has none.
-    """
-    if not isinstance(folder, Path):
-        return 0
-    count = 0
-    for path in list(folder.rglob(f"{TEMPORARY}*")):
-        with suppress(FileNotFoundError):
-            if _is_left(path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-                count += 1
-    return count
-
-
-def _is_left(path: Path) -> bool:
-    owner, here = _OWNER.fullmatch(path.name), this_process()
-    if owner and owner[1] == digest(here["machine"])[:8]:
-        started = owner[3] if owner[3] != "0" else ""
-        return is_dead({**here, "pid": int(owner[2]), "started": started})
-    return time.time() - path.stat().st_mtime > _ABANDONED_SECONDS

@@ -117,6 +117,11 @@ class Folder:
         column = self._rows.column("hash")
         return np.frombuffer(column.buffers()[1], "V16", self.rows, column.offset * 16)
 
+    @property
+    def views(self) -> NDArray[np.int32]:
+        """(rows,) int32: which view of its row each slot holds; 0 is the row as it is."""
+        return np.asarray(self._rows.column("view").to_numpy(), np.int32)
+
     def receipt(self, shard: int) -> dict[str, Any] | None:
         """A shard's receipt, when it is there and its files have the sizes it states."""
         path = receipt_path(self.path, shard)

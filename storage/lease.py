@@ -147,10 +147,15 @@ def _acquired(place: Place, what: str, wait: float, ttl: float) -> Lease:
                 "token": secrets.token_hex(8),
                 "until": time.time() + ttl,
             }
-            _held_here.add(mine["token"])
-            if _swap(place, known, mine):
+            token, taken = str(mine["token"]), False
+            _held_here.add(token)
+            try:
+                taken = _swap(place, known, mine)
+            finally:
+                if not taken:  # also when it was written, but the disk failed just then
+                    _held_here.discard(token)
+            if taken:
                 return Lease(place, mine, ttl)
-            _held_here.discard(mine["token"])
         elif time.monotonic() >= give_up:
             raise BusyError(
                 f"{place.parent.parent} is busy: {Holder(known)}. Wait for it to finish, or pass wait= "

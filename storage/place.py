@@ -58,8 +58,15 @@ def place_of(where: str | Place) -> Place:
     return ObjectPlace.at(where)
 
 
+def relative(place: Place, folder: Place) -> str:
+    """The path of something below a folder, with slashes."""
+    return str(place).removeprefix(f"{folder}/")
+
+
 def files_below(place: Place) -> Iterator[Place]:
     """Every file at any depth, folder by folder, each folder in order of names."""
+    if not place.is_dir():
+        return
     for found in sorted(place.iterdir(), key=lambda p: p.name):
         if found.is_dir():
             yield from files_below(found)

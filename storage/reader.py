@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.storage.errors import RowsError, UnknownRowError, listed
-from stillroom.storage.files import remote
-from stillroom.storage.folder import shard_format
 from stillroom.storage.keys import KeyList
+from stillroom.storage.opening import open_rows
 from stillroom.storage.shards import RowSource
 from stillroom.storage.signal import Values
 from stillroom.storage.snapshot import Snapshot
@@ -46,14 +44,8 @@ class Reader:
 
     def _opened(self, name: str) -> RowSource:
         signal, runs = self.snapshot.find(name)[1], self.snapshot.runs(name)
-        form, cache = shard_format(signal), self.snapshot.cache
-        if isinstance(cache, Path):
-            return form.open(signal, runs, check=self._check)
-        from stillroom.storage.mirrored import MirroredRows
-
-        mirror = remote(cache).mirror
-        room = mirror.limit_bytes // len(self.names)
-        return MirroredRows(signal, runs, form, check=self._check, mirror=mirror, room_bytes=room)
+        many = len(self.names)
+        return open_rows(self.snapshot.cache, signal, runs, check=self._check, sharing=many)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the same files again on the other side."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,12 @@ class Segment(Folder):
             raise FormatError(f"{path / 'segment.json'} lacks or garbles {error}") from error
         read_sealed(path / "plan.json", self._sums["plan.json"])
         self._files: dict[int, dict[str, StoredFile]] = {}
+
+    def without(self, shards: Collection[int]) -> Segment:
+        """The segment as it would be if these shards had never been finished."""
+        other = copy.copy(self)
+        other.finished = tuple(i for i in self.finished if i not in shards)
+        return other
 
     def served(self) -> NDArray[np.bool_]:
         """(rows,) bool: slots whose shard was finished."""

@@ -131,6 +131,11 @@ class ShardFormat(Protocol):
     ) -> list[StoredFile]:
         """Write one whole shard, durable when this returns."""
 
+    def write_parts(
+        self, segment: Place, signal: Signal, shard: int, shard_rows: int, parts: Mapping[str, Any]
+    ) -> list[StoredFile]:
+        """The same of parts by name as `RowSource.read(..., decode=False)` gives them."""
+
     def open(self, signal: Signal, runs: Sequence[Run], *, check: bool) -> RowSource:
         """A reader over runs of many shards; `check` verifies checksums on first touch."""
 

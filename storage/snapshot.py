@@ -26,7 +26,7 @@ from stillroom.storage.errors import (
     listed,
     nearest,
 )
-from stillroom.storage.files import read_json, write_atomic, write_json
+from stillroom.storage.files import read_json, with_checksum, write_atomic, write_json
 from stillroom.storage.folder import FORMAT, READABLE, Hashes
 from stillroom.storage.keys import KeyIndex, KeyList, as_keys
 from stillroom.storage.place import Place
@@ -129,7 +129,7 @@ def write_snapshot(
         "crc32c": checksum,
         "sources": [s.source.to_json() for s in served],
     }
-    write_json(folder / f"{number:06d}.json", described, new=True)
+    write_json(folder / f"{number:06d}.json", with_checksum(described), new=True)
 
 
 def _runs(segment: Int64s, slot: Int64s) -> Iterable[tuple[int, int]]:
@@ -216,10 +216,22 @@ class Snapshot:
             raise CorruptShardError(f"{path} holds runs outside its {self.rows:,} rows")
         return batch
 
-    def _source_runs(self, source: int) -> list[tuple[int, int, Segment, int]]:
+    def stretches(self) -> list[tuple[int, int, int, str, int]]:
+        """(source, start, rows, segment's name, slot) of every run, as they are stored.
+
+        CorruptShardError when the runs cannot be read; the segments themselves are not looked at.
+        """
         columns = [self._table.column(name).to_pylist() for name in _SCHEMA.names]
+        return list(zip(*columns, strict=True))
+
+    def files(self) -> tuple[Place, ...]:
+        """Its own files, the one that makes it exist first."""
+        folder = self.cache / "snapshots"
+        return folder / f"{self.number:06d}.json", folder / self._runs
+
+    def _source_runs(self, source: int) -> list[tuple[int, int, Segment, int]]:
         found = []
-        for index, start, rows, name, slot in zip(*columns, strict=True):
+        for index, start, rows, name, slot in self.stretches():
             if index == source:
                 segment = self._holder(name, source)
                 if slot + rows > segment.rows:

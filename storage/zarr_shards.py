@@ -8,7 +8,7 @@ the metadata: zarr.json appears when the segment is complete.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,15 @@ class ZarrShards:
             raise SignalError(
                 f"signal {signal.name!r} is of fixed shape; rows of lengths were given"
             )
-        encoded = signal.coding.encode(values)
+        return self.write_parts(segment, signal, shard, shard_rows, signal.coding.encode(values))
+
+    def write_parts(
+        self, segment: Place, signal: Signal, shard: int, shard_rows: int, parts: Mapping[str, Any]
+    ) -> list[StoredFile]:
+        """The same of parts that are already encoded, by name."""
         written = []
         for part in signal.parts:
-            rows = np.ascontiguousarray(encoded[part.name], _little(part.dtype))
+            rows = np.ascontiguousarray(parts[part.name], _little(part.dtype))
             padding = np.zeros((shard_rows - len(rows)) * part.row_bytes, np.uint8)
             body = [rows.reshape(-1).view(np.uint8), padding]
             checksum = crc32c(body)
@@ -64,7 +69,13 @@ class ZarrShards:
 
 
 def describe_arrays(segment: Place, signals: Sequence[Signal], rows: int, shard_rows: int) -> None:
-    """zarr.json for the group and for each array, made by zarr-python itself."""
+    """Write zarr.json for the group and for each array."""
+    for path, content in array_metadata(signals, rows, shard_rows).items():
+        write_atomic(segment / path, [content])
+
+
+def array_metadata(signals: Sequence[Signal], rows: int, shard_rows: int) -> dict[str, bytes]:
+    """Place in the segment and content of every zarr.json, made by zarr-python itself."""
     import zarr
     from zarr.codecs import Crc32cCodec
     from zarr.storage import MemoryStore
@@ -93,8 +104,8 @@ def describe_arrays(segment: Place, signals: Sequence[Signal], rows: int, shard_
         warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
         zarr.consolidate_metadata(store)
     # The group's own metadata last: it lists the arrays.
-    for name, buffer in sorted(made.items(), key=lambda item: (item[0] == "zarr.json", item[0])):
-        write_atomic(segment / FOLDER / name, [buffer.to_bytes()])
+    ordered = sorted(made.items(), key=lambda item: (item[0] == "zarr.json", item[0]))
+    return {f"{FOLDER}/{name}": buffer.to_bytes() for name, buffer in ordered}
 
 
 def _dimensions(signal: Signal, part: Part) -> tuple[str, ...]:

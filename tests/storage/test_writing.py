@@ -20,12 +20,13 @@ from stillroom.storage.errors import BusyError, StoreFullError, StorePermissionE
 from stillroom.storage.files import (
     TEMPORARY,
     Buffer,
-    remove_leftovers,
+    finishing,
     temporary_name,
     write_atomic,
     write_json,
 )
 from stillroom.storage.reader import Reader
+from stillroom.storage.removing import remove_leftovers
 from stillroom.storage.testing import SmallCache, on_disk
 
 HOLD = """
@@ -85,7 +86,8 @@ def test_leftovers_of_a_killed_writer_are_removed_by_the_next(small: SmallCache)
         on_disk(snapshot.cache / "segments"),
     ):
         (folder / ended.stdout.strip()).write_bytes(b"half")
-    own = path / "snapshots" / temporary_name("being written by this process")
+    name = temporary_name("being written by this process")
+    own = path / "snapshots" / name
     own.write_bytes(b"half")
     other = path / "snapshots" / f"{TEMPORARY}from another machine"
     other.write_bytes(b"half")
@@ -93,11 +95,10 @@ def test_leftovers_of_a_killed_writer_are_removed_by_the_next(small: SmallCache)
     building.mkdir()
     (building / "rows.arrow").write_bytes(b"a draft without a plan")
     assert small.cache.drafts() == []
-    with small.cache.writing("0" * 64):
+    with finishing(name), small.cache.writing("0" * 64):
         assert sorted(path.rglob(f"{TEMPORARY}*")) == sorted([own, other])
     day = time.time() - 25 * 3600
     os.utime(other, (day, day))
-    own.unlink()
     shutil.rmtree(building)
     assert small.cache.drafts() == []
     with small.cache.writing("0" * 64):

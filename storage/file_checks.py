@@ -1,0 +1,120 @@
+"""One stored file against its receipt, read piece by piece: size, checksums, values that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stillroom.storage.errors import GARBLED, StillroomError
+from stillroom.storage.files import pieces_of, size_of
+from stillroom.storage.mapped import Mapping as FileMapping
+from stillroom.storage.part import Part
+from stillroom.storage.place import Place
+from stillroom.storage.shards import StoredFile
+from stillroom.storage.signal import Signal
+from stillroom.storage.topk import TopK
+
+_EXPONENTS = {"float16": 0x7C00, "float32": 0x7F800000, "float64": 0x7FF0000000000000}
+
+
+def file_problems(segment: Place, file: StoredFile, signal: Signal) -> Iterator[str]:
+    """What is wrong with one file of a shard, in words; nothing when it is as it was written."""
+    place = segment / file.path
+    if not place.is_file():
+        yield "is missing though its receipt is there"
+        return
+    if (found := size_of(place)) != file.bytes:
+        yield f"holds {found:,} bytes, its receipt says {file.bytes:,}"
+        return
+    ranges = list(_ranges(file, signal))
+    checksum, offset, odd = 0, 0, set()
+    body = file.bytes - file.trailer
+    for piece in pieces_of(place, 0, body):
+        checksum = google_crc32c.extend(checksum, piece)
+        odd |= {one.array for one in ranges if one.impossible(piece, offset)}
+        offset += len(piece)
+    trailer = b"".join(p.tobytes() for p in pieces_of(place, body, file.bytes))
+    if f"{checksum:08x}" != file.crc32c:
+        yield f"checksum {checksum:08x}, its receipt says {file.crc32c}: bytes were changed"
+    elif trailer and trailer[::-1].hex() != file.crc32c:
+        yield f"the checksum at its end reads {trailer[::-1].hex()}, its receipt says {file.crc32c}"
+    else:
+        if odd:
+            yield f"holds NaN, infinity or a class that cannot be in {', '.join(sorted(odd))}"
+        if signal.kind != "fixed" and (problem := _unreadable(place, file)):
+            yield problem
+
+
+def _unreadable(place: Place, file: StoredFile) -> str:
+    try:
+        content = (
+            FileMapping(place, file.bytes).bytes
+            if isinstance(place, Path)
+            else np.frombuffer(place.read_bytes(), np.uint8)
+        )
+        batch = pa.ipc.open_file(pa.py_buffer(content)).get_batch(0)
+        batch.validate(full=True)
+        if set(batch.schema.names) != set(file.arrays) or len(batch) != file.layout["rows"]:
+            return f"does not hold the {file.layout['rows']} rows of {', '.join(file.arrays)}"
+    except (pa.ArrowException, StillroomError, OSError, *GARBLED) as error:
+        return f"is no Arrow file as it should be: {error}"
+    return ""
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Bytes `start` to `stop` of a file, and which values in them cannot be."""
+
+    array: str
+    start: int
+    stop: int
+    dtype: np.dtype[np.generic]
+    exponent: int
+    """All of these bits set: NaN or infinity; 0 where the values are no floating point."""
+    limit: int
+    """Values from here on cannot be; 0 for no limit."""
+
+    def impossible(self, piece: NDArray[np.uint8], offset: int) -> bool:
+        """Whether a piece of the file that begins at `offset` holds such a value."""
+        size = self.dtype.itemsize
+        low = max(self.start, offset)
+        low += (self.start - low) % size
+        count = (min(self.stop, offset + len(piece)) - low) // size
+        if count <= 0:
+            return False
+        values = np.frombuffer(piece, self.dtype, count, low - offset)
+        if self.exponent:
+            mask = values.dtype.type(self.exponent)
+            return bool(((values & mask) == mask).any())
+        return bool((values >= self.limit).any())
+
+
+def _ranges(file: StoredFile, signal: Signal) -> Iterator[_Range]:
+    for part in signal.parts:
+        name = signal.array_name(part)
+        exponent = 0x7F80 if signal.encoding == "bfloat16" else _EXPONENTS.get(part.dtype, 0)
+        classes = signal.inner_shape[-1] if isinstance(signal.coding, TopK) else 0
+        limit = classes if part.name == "indices" else 0
+        if name not in file.arrays or not (exponent or limit):
+            continue
+        start, stop = _extent(file, signal, part)
+        size = np.dtype(part.dtype).itemsize
+        yield _Range(name, start, stop, np.dtype(f"<u{size}"), exponent, limit)
+
+
+def _extent(file: StoredFile, signal: Signal, part: Part) -> tuple[int, int]:
+    """First byte of a part's values and the byte behind them."""
+    if signal.kind == "fixed":
+        return 0, file.bytes - file.trailer
+    try:
+        column = file.layout["columns"][signal.array_name(part)]
+        start = int(column["values"])
+        return start, start + int(column["elements"]) * part.row_bytes
+    except GARBLED:
+        return 0, 0

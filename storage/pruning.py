@@ -1,0 +1,201 @@
+"""Prune: drop snapshots that a policy does not keep, and what no kept snapshot uses.
+
+A snapshot goes first, its JSON before its runs; a segment's plan before all else. So the
+cache is valid after every step, and what a kill leaves is removed by the next prune or writer. The
+newest snapshot always stays, so no number is ever given twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stillroom.storage.cache import Cache
+from stillroom.storage.errors import GARBLED, StillroomError
+from stillroom.storage.files import TEMPORARY, children, read_json, size_of
+from stillroom.storage.place import Place, files_below, relative
+from stillroom.storage.removing import remove, remove_tree
+from stillroom.storage.snapshot import Snapshot
+
+_DAY_S = 86400
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What prune removed, or would remove."""
+
+    snapshots: tuple[int, ...]
+    segments: tuple[str, ...]
+    drafts: tuple[str, ...]
+    leftovers: tuple[str, ...]
+    """Temporary files of killed writers, and runs of snapshots that were never finished."""
+    quarantined: tuple[str, ...]
+    bytes: int
+    """Of all files named here, with what belongs to them in `made/`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def prune(
+    cache: Cache,
+    *,
+    keep_last: int | None = None,
+    keep_days: float | None = None,
+    draft_days: float = 7,
+    quarantine: bool = False,
+    dry_run: bool = False,
+) -> Pruned:
+    """Drop what nobody needs any more; a dry run says exactly what the same call would then remove.
+
+    A snapshot stays when it is among the `keep_last` newest or younger than `keep_days`; without
+    either, all stay. One whose age is unknown counts as young. Segments that no kept snapshot uses
+    go. Drafts, and segments newer than all that are used (sealed, but not yet in a snapshot), are
+    work that was cut off: they go when they were begun more than `draft_days` ago; 0 drops them all.
+    `quarantine` also removes what repair put aside.
+
+    CorruptShardError or FormatError when a kept snapshot cannot be read: then nothing is removed,
+    because what it uses is unknown. BusyError while somebody writes.
+    """
+    if keep_last is not None and keep_last < 1:
+        raise ValueError(
+            f"keep_last must be at least 1, found {keep_last}; the newest always stays"
+        )
+    leftovers = _leftovers(cache)
+    policy = _Policy(keep_last, keep_days, draft_days, quarantine, time.time())
+    if dry_run:
+        return policy.choose(cache, leftovers)
+    size = sum(_bytes(cache.path / name) for name in leftovers)
+    with cache.maintaining("pruning"):  # which removes the temporary files
+        chosen = policy.choose(cache, leftovers, size)
+        _remove(cache, chosen)
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Policy:
+    keep_last: int | None
+    keep_days: float | None
+    draft_days: float
+    quarantine: bool
+    now: float
+
+    def choose(self, cache: Cache, leftovers: tuple[str, ...], size: int | None = None) -> Pruned:
+        """What would be removed now; nothing is written. `size`: of leftovers that are gone already."""
+        known = cache.snapshots()
+        dropped = tuple(n for n in known[:-1] if not self._kept(cache, n, known))
+        used, newest = _used(cache, [n for n in known if n not in dropped])
+        segments, drafts = [], []
+        for segment in cache.segments():
+            name = segment.path.name
+            if name in used:
+                continue
+            settled = _number(name) <= newest or name in _used(cache, dropped, strict=False)[0]
+            if settled or self._old(segment.path):
+                segments.append(name)
+        for draft in cache.drafts():
+            if self._old(draft.path):
+                drafts.append(draft.path.name)
+        put_aside = [relative(p, cache.path) for p in cache.quarantined()]
+        quarantined = tuple(put_aside) if self.quarantine else ()
+        folders = [cache.path / "segments" / name for name in [*segments, *drafts]]
+        folders += [cache.path / name for name in quarantined]
+        if size is None:
+            folders += [cache.path / name for name in leftovers]
+        folders += [file for n in dropped for file in _snapshot_files(cache, n)]
+        total = sum(_bytes(place) for place in folders) + (size or 0)
+        return Pruned(dropped, tuple(segments), tuple(drafts), leftovers, quarantined, total)
+
+    def _kept(self, cache: Cache, number: int, known: list[int]) -> bool:
+        if self.keep_last is None and self.keep_days is None:
+            return True
+        if self.keep_last is not None and number in known[-self.keep_last :]:
+            return True
+        if self.keep_days is None:
+            return False
+        at = _time(cache.path / "snapshots" / "made" / f"{number:06d}.json")
+        return at is None or self.now - at < self.keep_days * _DAY_S
+
+    def _old(self, folder: Place) -> bool:
+        if self.draft_days <= 0:
+            return True
+        at = _time(folder / "made" / "begun.json")
+        return at is not None and self.now - at >= self.draft_days * _DAY_S
+
+
+def _time(place: Place) -> float | None:
+    """When something was made, in unix seconds; None where that was not noted or cannot be read."""
+    try:
+        return float(read_json(place)["at"])
+    except (StillroomError, *GARBLED):
+        return None
+
+
+def _number(name: str) -> int:
+    return int(name.partition("-")[0])
+
+
+def _used(cache: Cache, numbers: Iterable[int], strict: bool = True) -> tuple[set[str], int]:
+    """The segments that snapshots read, and the largest number among them."""
+    names: set[str] = set()
+    for number in numbers:
+        try:
+            names |= {name for *_, name, _ in Snapshot(cache.path, number).stretches()}
+        except StillroomError:
+            if strict:
+                raise
+    return names, max(map(_number, names), default=0)
+
+
+def _snapshot_files(cache: Cache, number: int) -> list[Place]:
+    """In the order in which they go: the JSON first, then nobody sees the rest."""
+    folder = cache.path / "snapshots"
+    try:
+        files = [*Snapshot(cache.path, number).files()]
+    except StillroomError:
+        files = [folder / f"{number:06d}.json", folder / f"{number:06d}.arrow"]
+    return [*files, folder / "made" / f"{number:06d}.json"]
+
+
+def _leftovers(cache: Cache) -> tuple[str, ...]:
+    """Temporary files and folders, and runs in `snapshots` that no JSON names."""
+    found = set[str]()
+    for place in files_below(cache.path):
+        parts = relative(place, cache.path).split("/")
+        at = next((i for i, part in enumerate(parts) if part.startswith(TEMPORARY)), None)
+        if at is not None:
+            found.add("/".join(parts[: at + 1]))
+    named = {file for n in cache.snapshots() for file in _snapshot_files(cache, n)}
+    folder = cache.path / "snapshots"
+    for place in children(folder):
+        if place.name.endswith(".arrow") and place not in named:
+            found.add(relative(place, cache.path))
+    used, _ = _used(cache, cache.snapshots(), strict=False)
+    for place in children(cache.path / "segments"):
+        # Of a draft whose making, or of a segment whose removal, was cut off.
+        if not (place / "plan.json").exists() and place.name not in used:
+            found.add(relative(place, cache.path))
+    return tuple(sorted(found))
+
+
+def _bytes(place: Place) -> int:
+    if place.is_dir():
+        return sum(size_of(file) or 0 for file in files_below(place))
+    return size_of(place) or 0
+
+
+def _remove(cache: Cache, chosen: Pruned) -> None:
+    for number in chosen.snapshots:
+        for file in _snapshot_files(cache, number):
+            remove(file)
+    for name in [*chosen.segments, *chosen.drafts]:
+        remove_tree(cache.path / "segments" / name, first=["plan.json"])
+    for name in [*chosen.quarantined, *chosen.leftovers]:
+        place = cache.path / name
+        if place.is_dir():
+            remove_tree(place)
+        else:
+            remove(place)
