@@ -1,8 +1,18 @@
 """How steps are identified, planned, run and resumed: runners, steps, execution."""
 
-from stillroom.pipeline.execute import execute, plan
+from stillroom.pipeline.execute import act, execute, plan
 from stillroom.pipeline.ray_runner import RayRunner, RunnerError
 from stillroom.pipeline.runner import LocalRunner, Runner
 from stillroom.pipeline.step import Run, Step
 
-__all__ = ["LocalRunner", "RayRunner", "Run", "Runner", "RunnerError", "Step", "execute", "plan"]
+__all__ = [
+    "LocalRunner",
+    "RayRunner",
+    "Run",
+    "Runner",
+    "RunnerError",
+    "Step",
+    "act",
+    "execute",
+    "plan",
+]

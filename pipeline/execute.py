@@ -129,6 +129,31 @@ def plan(steps: Sequence[Step], run: Run) -> Iterator[StepPlan]:
         yield StepPlan(step.name, why)
 
 
+def act(steps: Sequence[Step], run: Run, name: str) -> dict[str, Result]:
+    """Call the action of that name of every step that has one; what each returns, by step.
+
+    The steps themselves do not run: the actions get the recorded results of what their step needs.
+    WorkflowError when no step has such an action, or when a step that is needed never ran here.
+    """
+    every = ordered(steps)
+    acting = [step for step in every if name in step.actions]
+    if not acting:
+        known = sorted({action for step in every for action in step.actions})
+        raise WorkflowError(
+            f"no step of this workflow can {name}; known: {', '.join(known) or 'none'}"
+        )
+    done = {}
+    for step in acting:
+        records = {needed.name: _record(run, needed) for needed in step.needs}
+        if _record(run, step) is None or None in records.values():
+            raise WorkflowError(
+                f"step {step.name!r} never ran in {run.folder}; run the workflow first"
+            )
+        inputs = {needed: record["result"] for needed, record in records.items() if record}
+        done[step.name] = _stored_result(step, step.actions[name](run, inputs, **step.settings))
+    return done
+
+
 def _place(run: Run, step: Step) -> Path:
     return run.folder / "steps" / f"{step.name}.json"
 

@@ -48,3 +48,6 @@ class Step:
     preview: Callable[..., str] | None = None
     """For a step that finds by itself what is stale (teach, train): it is always called, and
     `preview(run, inputs, **settings)` says what it would compute now, "" for nothing."""
+    actions: Mapping[str, Callable[..., Result]] = field(default_factory=dict)
+    """What else can be done with the step's outputs, by name (audit, repair): functions with the
+    arguments of `function`, called on demand; no part of the step's identity."""

@@ -4,9 +4,11 @@ Nothing here imports torch until a teacher is loaded or a student is built.
 """
 
 from stillroom.stages import recipes
+from stillroom.stages.auditing import AuditReport, audit
 from stillroom.stages.evaluating import Evaluation, classification
 from stillroom.stages.module_teacher import ModuleTeacher
 from stillroom.stages.recipe import Head, Recipe, Term, term
+from stillroom.stages.repairing import Repaired, repair
 from stillroom.stages.rows import ArrayRows, Rows
 from stillroom.stages.student import Fit, Record, Student
 from stillroom.stages.teacher import FunctionTeacher, Teacher
@@ -15,6 +17,7 @@ from stillroom.stages.training import plan_train, train
 
 __all__ = [
     "ArrayRows",
+    "AuditReport",
     "Evaluation",
     "Fit",
     "FunctionTeacher",
@@ -22,14 +25,17 @@ __all__ = [
     "ModuleTeacher",
     "Recipe",
     "Record",
+    "Repaired",
     "Rows",
     "Student",
     "Teacher",
     "Term",
+    "audit",
     "classification",
     "plan_teach",
     "plan_train",
     "recipes",
+    "repair",
     "teach",
     "term",
     "train",

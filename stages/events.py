@@ -38,6 +38,14 @@ class TeachFinished:
 
 
 @dataclass(frozen=True)
+class RowsAudited:
+    """Rows were asked of the live teacher again and compared."""
+
+    teacher: str
+    rows: int
+
+
+@dataclass(frozen=True)
 class TrainStarted:
     """`students` will be trained, `fresh` are as recorded."""
 
@@ -55,7 +63,7 @@ class StudentTrained:
     metrics: dict[str, Any]
 
 
-Event = TeachStarted | RowsTaught | TeachFinished | TrainStarted | StudentTrained
+Event = TeachStarted | RowsTaught | TeachFinished | RowsAudited | TrainStarted | StudentTrained
 Listen = Callable[[Event], None]
 
 

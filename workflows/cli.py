@@ -1,7 +1,7 @@
 """The command line. Heavy packages are imported by the command that needs them.
 
 Exit codes: 0 done, also when nothing had to be done; 1 the work failed; 2 the command line or a
-setting is wrong; 3 `cache verify` found damage; 130 interrupted.
+setting is wrong; 3 verify, audit or repair found damage; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-cache_app = typer.Typer(help="Look into a cache.", no_args_is_help=True)
+cache_app = typer.Typer(help="Look into a cache and care for it.", no_args_is_help=True)
 recipes_app = typer.Typer(help="List the methods, or show one.", invoke_without_command=True)
 app.add_typer(cache_app, name="cache")
 app.add_typer(recipes_app, name="recipes")
@@ -80,15 +80,72 @@ def cache_show(path: Path, as_json: Json = False) -> None:
 
 @cache_app.command("verify")
 def cache_verify(path: Path, as_json: Json = False) -> None:
-    """Read every stored byte and compare it with its checksum; exit code 3 when one differs."""
-    from stillroom.storage.cache import Cache
+    """Read every stored byte and compare it with what it must be; exit code 3 when one differs."""
+    from stillroom.workflows.caring import verify_cache
 
-    found = [problem for segment in Cache(path).segments() for problem in segment.problems()]
-    if as_json:
-        _print({"path": str(path), "problems": found})
-    else:
-        print("\n".join(found) or f"{path}: every stored byte is as it was written")
-    if found:
+    if verify_cache(path, as_json):
+        raise typer.Exit(DAMAGED)
+
+
+@cache_app.command("prune")
+def cache_prune(
+    path: Path,
+    keep_last: Annotated[int | None, typer.Option(min=1, help="Newest snapshots to keep.")] = None,
+    keep_days: Annotated[float | None, typer.Option(min=0, help="Keep younger snapshots.")] = None,
+    draft_days: Annotated[
+        float, typer.Option(min=0, help="Drop cut-off work older than this.")
+    ] = 7,
+    quarantine: Annotated[bool, typer.Option(help="Also what repair put aside.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be removed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Drop snapshots outside the policy, then what no kept snapshot uses.
+
+    A snapshot stays that is among the last or young enough; the newest always stays.
+    """
+    from stillroom.workflows.caring import prune_cache
+
+    policy = {"keep_last": keep_last, "keep_days": keep_days, "draft_days": draft_days}
+    prune_cache(path, {**policy, "quarantine": quarantine, "dry_run": dry_run}, as_json)
+
+
+@cache_app.command("compact")
+def cache_compact(
+    path: Path,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be joined.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Join each teacher's segments into one, without changing a byte of any row."""
+    from stillroom.workflows.caring import compact_cache
+
+    compact_cache(path, dry_run, as_json)
+
+
+@app.command(context_settings=_FLOW)
+def audit(
+    context: typer.Context,
+    flow: Annotated[str, typer.Argument(help="A bundled workflow (digits) or a Python file.")],
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Ask the teachers again for some rows of every shard; exit code 3 when a shard differs."""
+    from stillroom.workflows.caring import audit_workflow
+
+    if audit_workflow(flow, context.args, out, as_json):
+        raise typer.Exit(DAMAGED)
+
+
+@app.command(context_settings=_FLOW)
+def repair(
+    context: typer.Context,
+    flow: Annotated[str, typer.Argument(help="A bundled workflow (digits) or a Python file.")],
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Compute again what verify or audit finds wrong; exit code 3 when something stays wrong."""
+    from stillroom.workflows.caring import repair_workflow
+
+    if repair_workflow(flow, context.args, out, as_json):
         raise typer.Exit(DAMAGED)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from stillroom.pipeline.runner import LocalRunner
 from stillroom.pipeline.step import Result, Run, Step
 from stillroom.stages import recipes
+from stillroom.stages.auditing import audit
 from stillroom.stages.evaluating import Evaluation, classification
 from stillroom.stages.module_teacher import ModuleTeacher
 from stillroom.stages.student import Fit, Student
@@ -21,6 +22,7 @@ from stillroom.stages.teaching import plan_teach, teach
 from stillroom.stages.training import plan_train, train
 from stillroom.storage.cache import Cache
 from stillroom.storage.errors import StillroomError, nearest
+from stillroom.workflows.caring import mend
 from stillroom.workflows.digits_data import digits_file, digits_rows, digits_splits
 from stillroom.workflows.digits_models import CNN_FEATURE, MLP_FEATURE, cnn, mlp
 from stillroom.workflows.digits_report import report
@@ -64,7 +66,8 @@ def digits(
     data = (digits_file(),)
     taught = {"seeds": seeds, "epochs": epochs, "names": names}
     first = Step("teacher", fit_teacher, {"epochs": teacher_epochs}, files=data)
-    second = Step("teach", teach_digits, {}, (first,), data, preview=preview_teach)
+    care = {"audit": audit_digits, "repair": repair_digits}
+    second = Step("teach", teach_digits, {}, (first,), data, preview_teach, care)
     third = Step("students", train_students, taught, (second,), data, preview=preview_students)
     return [Step("report", report, {"epochs": epochs}, (first, second, third))]
 
@@ -157,6 +160,19 @@ def preview_teach(run: Run, inputs: Mapping[str, Result]) -> str:
     if not (cache_path(run) / "cache.json").exists():
         return f"{len(digits_rows()):,} rows: there is no cache yet"
     return plan_teach(Cache(cache_path(run)), digits_rows(), digits_teacher(run, inputs)).why
+
+
+def audit_digits(run: Run, inputs: Mapping[str, Result]) -> Result:
+    """Compare some rows of every shard with the teacher."""
+    teacher = digits_teacher(run, inputs)
+    report = audit(Cache(cache_path(run)), digits_rows(), teacher, runner=run.runner)
+    return report.to_json()
+
+
+def repair_digits(run: Run, inputs: Mapping[str, Result]) -> Result:
+    """Verify, audit, and compute again what either finds wrong."""
+    teacher = digits_teacher(run, inputs)
+    return mend(cache_path(run), digits_rows(), teacher, run.runner)
 
 
 def _training(run: Run, inputs: Mapping[str, Result]) -> dict[str, Any]:
