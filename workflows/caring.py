@@ -24,7 +24,7 @@ from stillroom.workflows.running import default_folder
 from stillroom.workflows.spelling import amount
 
 
-def verify_cache(path: Path, as_json: bool) -> bool:
+def verify_cache(path: str, as_json: bool) -> bool:
     """Print what verify finds; whether it is damage."""
     found = verify(path)
     if as_json:
@@ -42,7 +42,7 @@ def verify_cache(path: Path, as_json: bool) -> bool:
     return bool(found.problems)
 
 
-def prune_cache(path: Path, policy: Mapping[str, Any], as_json: bool) -> None:
+def prune_cache(path: str, policy: Mapping[str, Any], as_json: bool) -> None:
     """Print what prune removed, or would remove."""
     done = prune(Cache(path), **policy)
     if as_json:
@@ -54,7 +54,7 @@ def prune_cache(path: Path, policy: Mapping[str, Any], as_json: bool) -> None:
     print(f"{'would remove' if policy['dry_run'] else 'removed'} {amount(done.bytes)}")
 
 
-def compact_cache(path: Path, dry_run: bool, as_json: bool) -> None:
+def compact_cache(path: str, dry_run: bool, as_json: bool) -> None:
     """Print what compact joined, or would join."""
     done = compact(Cache(path), dry_run=dry_run)
     if as_json:

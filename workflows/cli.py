@@ -35,6 +35,7 @@ Out = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(help="Ray workers; 0 runs in this process.")]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster's address.")]
+Where = Annotated[str, typer.Argument(help="A cache's folder, or its URL (s3://bucket/prefix).")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 
 
@@ -70,7 +71,7 @@ def plan(
 
 
 @cache_app.command("show")
-def cache_show(path: Path, as_json: Json = False) -> None:
+def cache_show(path: Where, as_json: Json = False) -> None:
     """Snapshots, teachers, signals, bytes."""
     from stillroom.workflows.inspecting import describe_cache, print_cache
 
@@ -79,7 +80,7 @@ def cache_show(path: Path, as_json: Json = False) -> None:
 
 
 @cache_app.command("verify")
-def cache_verify(path: Path, as_json: Json = False) -> None:
+def cache_verify(path: Where, as_json: Json = False) -> None:
     """Read every stored byte and compare it with what it must be; exit code 3 when one differs."""
     from stillroom.workflows.caring import verify_cache
 
@@ -89,7 +90,7 @@ def cache_verify(path: Path, as_json: Json = False) -> None:
 
 @cache_app.command("prune")
 def cache_prune(
-    path: Path,
+    path: Where,
     keep_last: Annotated[int | None, typer.Option(min=1, help="Newest snapshots to keep.")] = None,
     keep_days: Annotated[float | None, typer.Option(min=0, help="Keep younger snapshots.")] = None,
     draft_days: Annotated[
@@ -111,7 +112,7 @@ def cache_prune(
 
 @cache_app.command("compact")
 def cache_compact(
-    path: Path,
+    path: Where,
     dry_run: Annotated[bool, typer.Option(help="Only say what would be joined.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from stillroom.stages import recipes
 from stillroom.storage.cache import Cache
 
 
-def describe_cache(path: Path) -> dict[str, Any]:
+def describe_cache(path: str) -> dict[str, Any]:
     """Snapshots, segments and their teachers' identities, as plain JSON."""
     cache = Cache(path)
     snapshots = [cache.snapshot(number) for number in cache.snapshots()]

@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from stillroom.storage.place import place_of
+from tests.stages.builders import data, taught
+from tests.storage.s3_server import s3_server
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Done = tuple[Path, dict[str, Any]]
 SMALL = ("--epochs", "1", "--teacher-epochs", "1", "--seeds", "2")
@@ -155,3 +159,33 @@ def test_a_workflow_that_fails_to_import_shows_its_traceback(
     done = command("run", str(broken))
     assert done.returncode == 1
     assert "not_there_at_all" in done.stderr
+
+
+def test_a_cache_in_an_object_store_is_shown_and_cared_for_by_its_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    with s3_server() as port:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "STILLROOM_MIRROR": str(tmp_path / "mirror"),
+        }.items():
+            monkeypatch.setenv(name, value)
+        url = "s3://caches/command.cache"
+        taught(place_of(url))
+        taught(place_of(url), data(edited=[3]))
+        assert "snapshot 2: 60 rows" in command("cache", "show", url).stdout
+        joined = command("cache", "compact", url)
+        assert "joined 2 segments" in joined.stdout, joined.stderr
+        pruned = json.loads(command("cache", "prune", url, "--keep-last", "1", "--json").stdout)
+        assert (pruned["snapshots"], len(pruned["segments"])) == ([1, 2], 2)
+        verified = command("cache", "verify", url)
+        assert (verified.returncode, verified.stderr) == (0, "")
+        assert "every stored byte is as it was written" in verified.stdout
+        nowhere = command("cache", "verify", "s3://caches/nothing")
+        assert (nowhere.returncode, "s3://caches/nothing is not a cache" in nowhere.stderr) == (
+            1,
+            True,
+        )
