@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stillroom.stages.audit_logits import judged, sparse
 from stillroom.stages.rows import Rows
 from stillroom.stages.shard_work import as_values
 from stillroom.stages.teacher import Answer, Teacher
 from stillroom.storage.errors import SignalError, StillroomError
-from stillroom.storage.opening import open_rows
+from stillroom.storage.head import Head
+from stillroom.storage.opening import open_rows, with_book
+from stillroom.storage.pairs import spelled
 from stillroom.storage.place import Place
+from stillroom.storage.product import Product
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.segment import Segment
 from stillroom.storage.signal import Signal
-from stillroom.storage.topk import TopK
 
 Array = NDArray[Any]
 _UNEVEN = (1, 5, 2, 3)
@@ -127,7 +130,7 @@ class AuditWorker:
     ) -> tuple[list[RowVerdict], dict[str, float]]:
         segment = Segment(self._work.cache / "segments" / task.segment)
         signal = segment.signals[name]
-        keys = segment.keys.take(task.slots).to_pylist()
+        keys = spelled(segment.keys.take(task.slots))
 
         def verdict(row: int, figures: Any, why: str) -> RowVerdict:
             deviation, rounding, scale, band = figures
@@ -137,6 +140,7 @@ class AuditWorker:
             )
 
         try:
+            signal = with_book(self._work.cache, signal)
             stored = _stored(segment, signal, task.slots)
         except StillroomError as error:
             each = range(len(keys))
@@ -152,20 +156,25 @@ class AuditWorker:
 
 
 def _with_more_threads(teacher: Teacher) -> Answer | None:
-    if is_dataclass(teacher) and "threads" in {field.name for field in fields(teacher)}:
-        given: Any = teacher
-        changed = replace(given, threads=given.threads + 1)
-        other: Answer = changed.load()
-        return other
-    return None
+    changed = _threaded(teacher)
+    return None if changed is None else changed.load()
+
+
+def _threaded(teacher: Any) -> Teacher | None:
+    """The teacher with one thread more, also inside another; None where it has no number of threads."""
+    names = {field.name for field in fields(teacher)} if is_dataclass(teacher) else set()
+    if "threads" in names:
+        changed: Teacher = replace(teacher, threads=teacher.threads + 1)
+        return changed
+    inner = _threaded(teacher.teacher) if "teacher" in names else None
+    return None if inner is None else replace(teacher, teacher=inner)
 
 
 def _stored(segment: Segment, signal: Signal, slots: NDArray[np.int64]) -> list[dict[str, Array]]:
-    """The parts of each row as they lie on disk, each with one row (ragged: its elements)."""
+    """The parts of each row as they were stored, each with one row (ragged: its elements)."""
     runs = [run for i, at in enumerate(slots) for run in segment.runs(signal.name, i, int(at), 1)]
-    parts = open_rows(segment.path, signal, runs, check=True).read(
-        np.arange(len(slots)), decode=False
-    )
+    rows = open_rows(segment.path, signal, runs, check=True)
+    parts = signal.unpacked(rows.read(np.arange(len(slots)), decode=False))
     return [
         {n: part[i] if isinstance(part, Ragged) else part[i : i + 1] for n, part in parts.items()}
         for i in range(len(slots))
@@ -189,7 +198,7 @@ def _row(
             band,
             "" if text in lives else "another text",
         ), {}
-    arrays = [np.asarray(x) if signal.kind == "ragged" else np.asarray(x)[None] for x in lives]
+    arrays = [np.asarray(x) if signal.ragged else np.asarray(x)[None] for x in lives]
     length = len(next(iter(stored.values())))
     if all(len(array) != length for array in arrays):
         why = f"has {length} elements, the teacher gives {len(arrays[0])}"
@@ -199,19 +208,26 @@ def _row(
         return (np.inf, 0.0, 0.0, 0.0, why), {}
     band = max(_difference(a, b) for a in arrays for b in arrays)
     scale = _largest(arrays[0])
+    # Of a head the hidden states are judged, which are what is stored.
+    coding = signal.coding.states if isinstance(signal.coding, Head) else signal.coding
     try:
-        coded = [signal.coding.encode(array) for array in arrays]
-        decoded = [signal.coding.decode(parts, signal.inner_shape) for parts in coded]
-        loss = {} if signal.encoding == "raw" else signal.coding.error(arrays[0], decoded[0])
+        coded = [coding.encode(array) for array in arrays]
+        decoded = [coding.decode(parts, signal.inner_shape) for parts in coded]
+        loss = {} if signal.encoding == "raw" else coding.error(arrays[0], decoded[0])
     except SignalError as error:
         return (np.inf, 0.0, scale, band, f"the live answer cannot be encoded: {error}"), {}
     if any(_identical(stored, parts) for parts in coded):
         return (0.0, 0.0, scale, band, ""), loss
-    if isinstance(signal.coding, TopK):
-        deviation, rounding = _topk(stored, arrays[0])
-        return (deviation, rounding, scale, band, "" if np.isfinite(deviation) else "NaN"), loss
+    if sparse(coding):
+        deviation, rounding, why = judged(coding, stored, arrays[0])
+        return (deviation, rounding, scale, band, why), loss
+    if isinstance(coding, Product):
+        try:
+            return (coding.excess(stored, arrays[0]), 0.0, scale, band, ""), loss
+        except StillroomError as error:
+            return (np.inf, 0.0, scale, band, str(error)), loss
     try:
-        mine = signal.coding.decode(stored, signal.inner_shape)
+        mine = coding.decode(stored, signal.inner_shape)
     except StillroomError as error:
         return (np.inf, 0.0, scale, band, str(error)), loss
     deviation = min(_difference(mine, theirs) for theirs in decoded)
@@ -246,29 +262,3 @@ def _difference(one: Array, other: Array) -> float:
 
 def _largest(array: Array) -> float:
     return max(float(np.abs(a[np.isfinite(a)]).max(initial=0.0)) for a in _fields(array))
-
-
-def _topk(stored: Mapping[str, Array], live: Array) -> tuple[float, float]:
-    """How far the stored classes are from the live log-probabilities, in nats, and the rounding."""
-    logits = live.astype(np.float64)
-    top = logits.max(-1, keepdims=True)
-    total = top + np.log(np.exp(logits - top).sum(-1, keepdims=True))
-    logp = np.maximum(logits - total, float(np.finfo(np.float16).min))
-    indices = stored["indices"].astype(np.int64)
-    if indices.size == 0:
-        return 0.0, 0.0
-    if indices.max() >= live.shape[-1]:
-        return float("inf"), 0.0
-    values = stored["values"].astype(np.float64)
-    mine = np.take_along_axis(logp, indices, -1)
-    k = indices.shape[-1]
-    least = np.partition(logp, -k, axis=-1)[..., -k]
-    kept = np.exp(mine).sum(-1)
-    gaps = [
-        np.abs(mine - values).max(initial=0.0),
-        (least - mine.min(-1)).max(initial=0.0),  # a class that is not among the k largest
-        np.abs(total[..., 0] - stored["logsumexp"]).max(initial=0.0),
-        np.abs(np.maximum(1 - kept, 0) - stored["tail"]).max(initial=0.0),
-    ]
-    rounding = float(np.abs(values).max(initial=0.0)) * 2**-10 + 1e-6
-    return max(float("inf") if np.isnan(g) else float(g) for g in gaps), rounding

@@ -18,6 +18,17 @@ class TeachStarted:
 
 
 @dataclass(frozen=True)
+class BooksMade:
+    """What encodings need for all rows is stored: a head's weight, centroids; once for a teacher."""
+
+    teacher: str
+    signals: tuple[str, ...]
+    rows: int
+    """Rows that were answered for it beforehand; they are answered again with their shard."""
+    seconds: float
+
+
+@dataclass(frozen=True)
 class RowsTaught:
     """A shard is stored."""
 
@@ -63,7 +74,15 @@ class StudentTrained:
     metrics: dict[str, Any]
 
 
-Event = TeachStarted | RowsTaught | TeachFinished | RowsAudited | TrainStarted | StudentTrained
+Event = (
+    TeachStarted
+    | BooksMade
+    | RowsTaught
+    | TeachFinished
+    | RowsAudited
+    | TrainStarted
+    | StudentTrained
+)
 Listen = Callable[[Event], None]
 
 

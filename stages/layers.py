@@ -1,4 +1,4 @@
-"""Read a module's output and inner layers by name, in one forward pass."""
+"""Read what a module and its inner layers give, or are given, by name, in one forward pass."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+INPUT = "input"
+"""Behind a module's name: not what it gives but what it is given."""
+
+
 class LayerTaps:
     """Forward hooks on named modules: `run` returns what each of them gave.
 
     A place is a module's name as torch spells it ("" is the whole module), with `:key` behind it
-    where the output is a dict, a tuple or an object with attributes.
+    where the output is a dict, a tuple or an object with attributes. `name:input` is what the module
+    is given, its first argument: `lm_head:input` is the hidden state behind the last norm, whatever
+    the architecture calls that.
     """
 
     def __init__(self, module: nn.Module, places: Mapping[str, str], owner: str) -> None:
@@ -27,11 +33,21 @@ class LayerTaps:
             if layer not in modules:
                 known = [name for name in modules if name]
                 raise UnknownSignalError(f"{owner} has no layer {layer!r}; {nearest(layer, known)}")
-        self._tapped = {layer: modules[layer] for layer, _ in self._keys.values() if layer}
+        outputs = {layer for layer, key in self._keys.values() if key != INPUT and layer}
+        inputs = {layer for layer, key in self._keys.values() if key == INPUT}
+        self._tapped = {layer: modules[layer] for layer in sorted(outputs)}
+        self._fed = {layer: modules[layer] for layer in sorted(inputs)}
 
     def run(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
         """One forward pass; {name: tensor} for every place."""
         given: dict[str, Any] = {}
+        inputs: dict[str, Any] = {}
+
+        def keep_input(layer: str) -> Any:
+            def hook(module: nn.Module, arguments: Any, named: Any) -> None:
+                inputs[layer] = _copied(next(iter([*arguments, *named.values()]), None))
+
+            return hook
 
         def keep(layer: str) -> Any:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -41,12 +57,19 @@ class LayerTaps:
 
         # Set and removed around each pass: the module may be the caller's own, and stays as it was.
         hooks = [m.register_forward_hook(keep(layer)) for layer, m in self._tapped.items()]
+        hooks += [
+            m.register_forward_pre_hook(keep_input(layer), with_kwargs=True)
+            for layer, m in self._fed.items()
+        ]
         try:
             given[""] = self._module(*arguments, **named)
         finally:
             for hook in hooks:
                 hook.remove()
-        return {name: self._pick(given, name, *place) for name, place in self._keys.items()}
+        return {
+            name: self._pick(inputs if key == INPUT else given, name, layer, key)
+            for name, (layer, key) in self._keys.items()
+        }
 
     def _pick(self, given: Mapping[str, Any], name: str, layer: str, key: str) -> Any:
         if layer not in given:
@@ -54,7 +77,7 @@ class LayerTaps:
                 f"{self._owner}: layer {layer!r}, read for {name!r}, did not run in the forward pass"
             )
         output = given[layer]
-        if key:
+        if key and key != INPUT:
             try:
                 if isinstance(output, Mapping):
                     output = output[key]
@@ -69,6 +92,11 @@ class LayerTaps:
         if not hasattr(output, "detach"):
             kind = type(output).__name__
             inside = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+            if key == INPUT:
+                raise UnknownSignalError(
+                    f"{self._owner}: layer {layer!r} is given a {kind}{inside} first, not a tensor; "
+                    f"read {name!r} from another layer"
+                )
             raise UnknownSignalError(
                 f"{self._owner}: layer {layer!r} gives a {kind}{inside}, not a tensor; "
                 f"pick one as '{layer}:key' for {name!r}"

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from stillroom.stages.assets import Assets, asset_digests, asset_paths
 from stillroom.stages.layers import LayerTaps
 from stillroom.stages.rows import Batch
 from stillroom.stages.teacher import Answer
-from stillroom.stages.weights import file_weights, load_state, tensor_weights
+from stillroom.stages.weights import Weights, file_weights, load_state, tensor_weights
 from stillroom.storage.code import code_identity
-from stillroom.storage.errors import SignalError
+from stillroom.storage.errors import SignalError, UnknownSignalError, nearest
 from stillroom.storage.folder import Ask
 from stillroom.storage.signal import Values
 
@@ -26,16 +26,20 @@ class ModuleTeacher:
     """A torch module whose answers are cached.
 
     `layers` maps a signal to the module it is read from, by torch's own name ("" is the whole
-    module); `name:key` picks an entry of a dict, tuple or output object. The module is put in eval
-    mode and runs in inference mode.
+    module); `name:key` picks an entry of a dict, tuple or output object, `name:input` is what that
+    module is given. The module is put in eval mode and runs in inference mode.
+
+    Logits over a large vocabulary are stored as the hidden state that they are made from, whatever
+    the architecture: `layers={"logits": "lm_head:input"}, encodings={"logits": "head(lm_head)"}`.
     """
 
     name: str
     """Names the teacher's segments."""
     module: nn.Module | Callable[[], nn.Module]
     """The module, or a module-level function (or partial) that builds it."""
-    weights: str | Path | None = None
-    """A state dict to load (.safetensors, or what torch.save wrote); None keeps the built ones."""
+    weights: Weights | None = None
+    """A state dict to load (.safetensors, or what torch.save wrote), also one in several files: their
+    list, folder or index. None keeps the built ones."""
     inputs: Sequence[str] = ("image",)
     """Columns of the data set, passed as tensors in this order."""
     layers: Mapping[str, str] = field(default_factory=lambda: {"logits": ""})
@@ -43,7 +47,8 @@ class ModuleTeacher:
     encodings: Mapping[str, str] = field(default_factory=dict)
     """Encoding by signal; raw where none is named."""
     prepare: Callable[..., Any] | None = None
-    """columns by name -> the module's argument, a tuple or a dict of them (preprocessing)."""
+    """columns by name -> the module's argument, a tuple or a dict of them (preprocessing). Where there
+    are assets it gets them as `assets=`: paths and bytes by role."""
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     """Below float32 the module runs under autocast."""
     device: str = "auto"
@@ -53,6 +58,10 @@ class ModuleTeacher:
     versions are part of the identity."""
     threads: int = 1
     """CPU threads inside one worker; fixed, because it can change the last bits of a sum."""
+    assets: Assets = field(default_factory=dict)
+    """Files beside the weights that decide the numbers, by role (tokenizer, chat_template, ...): their
+    bytes are part of the identity, where they lie is not. Constants in `prepare` need none: they are
+    part of its code."""
 
     def asks(self) -> Mapping[str, Ask]:
         """Every signal, with its layer as the source."""
@@ -64,10 +73,13 @@ class ModuleTeacher:
         return {n: Ask(self.encodings.get(n, "raw"), layer) for n, layer in self.layers.items()}
 
     def identity(self) -> dict[str, Any]:
-        """Weights tensor by tensor, code, preprocessing, precision and torch's version."""
+        """Weights tensor by tensor, code, preprocessing, assets, precision and torch's version."""
         import importlib.metadata
 
+        # Left out where there are none: teachers that were identified before keep their identity.
+        assets = {"assets": asset_digests(self.assets)} if self.assets else {}
         return {
+            **assets,
             "kind": "module",
             "weights": self._weights(),
             "code": self._code(),
@@ -80,7 +92,7 @@ class ModuleTeacher:
 
     def _weights(self) -> dict[str, str]:
         if self.weights is not None:
-            return file_weights(Path(self.weights))
+            return file_weights(self.weights)
         return tensor_weights(self._built().state_dict())
 
     def _code(self) -> Any:
@@ -113,7 +125,7 @@ class ModuleTeacher:
 
         module = self._built()
         if self.weights is not None:
-            module.load_state_dict(load_state(Path(self.weights)))
+            module.load_state_dict(load_state(self.weights))
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -126,6 +138,7 @@ class _Loaded:
 
     def __init__(self, teacher: ModuleTeacher, module: nn.Module, device: Any) -> None:
         self._teacher, self._module, self._device = teacher, module, device
+        self._assets = {"assets": asset_paths(teacher.assets)} if teacher.assets else {}
         self._taps = LayerTaps(module, teacher.layers, f"teacher {teacher.name!r}")
 
     def __call__(self, batch: Batch) -> dict[str, Values]:
@@ -145,6 +158,27 @@ class _Loaded:
         finally:
             torch.set_num_threads(before)
 
+    def constants(self, name: str) -> dict[str, Any]:
+        """weight (V, d) and, where it has one, bias (V,) of a linear layer or an embedding.
+
+        As they are; bfloat16 as uint16. UnknownSignalError for a name that is no module's,
+        SignalError for a module of another kind.
+        """
+        from torch import nn
+
+        teacher = self._teacher
+        modules = dict(self._module.named_modules(remove_duplicate=False))
+        if name not in modules:
+            known = nearest(name, [n for n in modules if n])
+            raise UnknownSignalError(f"teacher {teacher.name!r} has no layer {name!r}; {known}")
+        if not isinstance(modules[name], nn.Linear | nn.Embedding):
+            raise SignalError(
+                f"teacher {teacher.name!r}: {name!r} is a {type(modules[name]).__name__}; a head is a "
+                "Linear layer, or the Embedding whose weight it shares"
+            )
+        given = {key: getattr(modules[name], key, None) for key in ("weight", "bias")}
+        return {key: _bits(tensor) for key, tensor in given.items() if tensor is not None}
+
     def _arguments(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         import torch
 
@@ -155,7 +189,9 @@ class _Loaded:
         columns = {**batch, **tensors}
         if self._teacher.prepare is None:
             return tuple(place(columns[name]) for name in self._teacher.inputs), {}
-        given = self._teacher.prepare(**{name: columns[name] for name in self._teacher.inputs})
+        given = self._teacher.prepare(
+            **{name: columns[name] for name in self._teacher.inputs}, **self._assets
+        )
         if isinstance(given, Mapping):
             return (), {name: place(value) for name, value in given.items()}
         given = given if isinstance(given, tuple) else (given,)
@@ -182,6 +218,16 @@ def _is_plain(value: Any) -> bool:
         or isinstance(value, str | int | bool)
         or (isinstance(value, float) and isfinite(value))
     )
+
+
+def _bits(tensor: Any) -> Any:
+    """A parameter as numpy has it; bfloat16, which numpy has not, as uint16."""
+    import torch
+
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view("uint16")
+    return tensor.numpy()
 
 
 def _to_array(tensor: Any) -> Values:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +15,14 @@ from numpy.typing import NDArray
 
 from stillroom.stages.rows import Rows, column_shapes
 from stillroom.stages.teacher import Teacher
+from stillroom.storage.books import read_book
 from stillroom.storage.draft import Draft
-from stillroom.storage.errors import SignalError, listed, nearest
+from stillroom.storage.errors import IdentityError, SignalError, listed, nearest
 from stillroom.storage.files import write_json
 from stillroom.storage.folder import Shard
+from stillroom.storage.head import Head
+from stillroom.storage.identity import canonical, differences, without_code
+from stillroom.storage.pairs import spelled
 from stillroom.storage.place import Place
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.signal import Signal, Values
@@ -57,6 +64,8 @@ class ShardWork:
     rows: Rows
     draft: Place
     batch_size: int
+    cache: Place | None = None
+    """Whose books are read; None: the cache that the draft lies in."""
 
     def __call__(self) -> ShardWorker:
         """Load the teacher in this process."""
@@ -70,7 +79,10 @@ class ShardWorker:
         """Load the teacher and open the draft."""
         self._work = work
         self._draft = Draft(work.draft)
+        cache, asked = work.cache or work.draft.parent.parent, self._draft.asked.items()
+        self._books = {n: read_book(cache, ask.book) for n, ask in asked if ask.book}
         self._answer = work.teacher.load()
+        _require_identity(work.teacher, self._draft)
 
     def __call__(self, task: ShardTask) -> ShardDone:
         """Compute and store one shard; a shard that already has its receipt is left alone."""
@@ -85,10 +97,11 @@ class ShardWorker:
             before = time.perf_counter()
             answered = self._answer(batch)
             teacher_seconds += time.perf_counter() - before
-            for name, values in self._checked(answered, places, column_shapes(batch)).items():
+            given = self._work.teacher, self._work.rows, places, column_shapes(batch)
+            for name, values in checked(answered, self._draft.asked, *given).items():
                 pieces[name].append(values)
         joined = {name: self._joined(name, values) for name, values in pieces.items()}
-        receipt = self._draft.write(shard, joined, self._errors(joined))
+        receipt = self._draft.write(shard, joined, self._errors(joined), self._books)
         stored = {f["path"]: f["bytes"] for s in receipt["signals"].values() for f in s["files"]}
         seconds = time.perf_counter() - started
         done = ShardDone(
@@ -98,48 +111,6 @@ class ShardWorker:
         cost["batch_size"] = self._work.batch_size  # with it, repair gives the same bytes
         write_json(self._draft.path / "made" / f"{shard.index:05d}.json", cost)
         return done
-
-    def _checked(
-        self, answered: Mapping[str, Any], places: NDArray[np.int64], given: str
-    ) -> dict[str, Values]:
-        """The asked signals of one batch; SignalError when one cannot be stored."""
-        who = f"teacher {self._work.teacher.name!r}"
-        if not isinstance(answered, Mapping):
-            raise SignalError(
-                f"{who} returned a {type(answered).__name__}; expected {{signal: rows}}"
-            )
-        checked: dict[str, Values] = {}
-        for name in self._draft.asked:
-            if name not in answered:
-                raise SignalError(f"{who} gave no signal {name!r}; {nearest(name, answered)}")
-            values = as_values(answered[name])
-            if len(values) != len(places):
-                raise SignalError(
-                    f"{who}, signal {name!r}: {len(values):,} rows came back for {len(places):,} rows "
-                    f"({given}); every row needs exactly one answer"
-                )
-            self._require_finite(who, name, values, places)
-            checked[name] = values
-        return checked
-
-    def _require_finite(
-        self, who: str, name: str, values: Values, places: NDArray[np.int64]
-    ) -> None:
-        if isinstance(values, list):
-            return
-        array = values.values if isinstance(values, Ragged) else values
-        finite = _finite(array)
-        if finite.all():
-            return
-        wrong = np.flatnonzero(~finite)
-        if isinstance(values, Ragged):
-            wrong = np.unique(np.searchsorted(values.offsets, wrong, side="right") - 1)
-        keys = [self._work.rows.keys[int(p)].as_py() for p in places[wrong]]
-        raise SignalError(
-            f"{who}, signal {name!r}: NaN or infinity for {len(keys):,} of {len(places):,} rows of a "
-            f"batch: {listed(map(repr, keys))}. Nothing of this shard was stored; mend the rows or the "
-            "teacher's precision and run again"
-        )
 
     def _joined(self, name: str, pieces: list[Values]) -> Values:
         """One shard's values from those of its batches; SignalError when batches disagree."""
@@ -161,11 +132,15 @@ class ShardWorker:
         """What each encoding loses, measured on the first rows of the shard."""
         measured = {}
         for name, values in joined.items():
-            signal = Signal.of(name, values, self._draft.asked[name].encoding)
+            encoding, book = self._draft.asked[name].encoding, self._books.get(name)
+            signal = Signal.of(name, values, encoding, book=book)
             if isinstance(values, list) or signal.encoding == "raw":
                 continue
             some = (values.values if isinstance(values, Ragged) else values)[:_MEASURED_ROWS]
             try:
+                if isinstance(signal.coding, Head):
+                    measured[name] = signal.coding.loss(some)
+                    continue
                 coded = signal.coding.encode(some)
             except SignalError as error:
                 who = f"teacher {self._work.teacher.name!r}, signal {name!r}"
@@ -175,13 +150,74 @@ class ShardWorker:
         return measured
 
 
+def _require_identity(teacher: Teacher, draft: Draft) -> None:
+    """IdentityError when what was loaded here is not what was planned.
+
+    Files may have changed since, or be others on this machine; so may the packages. After loading, so
+    that no change before it is missed.
+    """
+    now = json.loads(canonical(teacher.identity()))
+    if changed := differences(without_code(draft.identity), without_code(now)):
+        raise IdentityError(
+            f"teacher {teacher.name!r}, as worker {os.getpid()} on {socket.gethostname()} loaded it, is "
+            f"not the one that was planned: {listed(changed, 3)}. Nothing of it was stored under the "
+            "other's name. Give every worker the same files and packages, leave them alone while a "
+            "teacher runs, and run again"
+        )
+
+
+def checked(
+    answered: Mapping[str, Any],
+    names: Iterable[str],
+    teacher: Teacher,
+    rows: Rows,
+    places: NDArray[np.int64],
+    given: str,
+) -> dict[str, Values]:
+    """These signals of one batch, as a teacher answered; SignalError when one cannot be stored."""
+    who = f"teacher {teacher.name!r}"
+    if not isinstance(answered, Mapping):
+        raise SignalError(f"{who} returned a {type(answered).__name__}; expected {{signal: rows}}")
+    found: dict[str, Values] = {}
+    for name in names:
+        if name not in answered:
+            raise SignalError(f"{who} gave no signal {name!r}; {nearest(name, answered)}")
+        values = as_values(answered[name])
+        if len(values) != len(places):
+            raise SignalError(
+                f"{who}, signal {name!r}: {len(values):,} rows came back for {len(places):,} rows "
+                f"({given}); every row needs exactly one answer"
+            )
+        _require_finite(f"{who}, signal {name!r}", values, rows, places)
+        found[name] = values
+    return found
+
+
+def _require_finite(what: str, values: Values, rows: Rows, places: NDArray[np.int64]) -> None:
+    if isinstance(values, list):
+        return
+    array = values.values if isinstance(values, Ragged) else values
+    finite = _finite(array)
+    if finite.all():
+        return
+    wrong = np.flatnonzero(~finite)
+    if isinstance(values, Ragged):
+        wrong = np.unique(np.searchsorted(values.offsets, wrong, side="right") - 1)
+    keys = spelled(rows.keys.take(places[wrong]))
+    raise SignalError(
+        f"{what}: NaN or infinity for {len(keys):,} of {len(places):,} rows of a "
+        f"batch: {listed(map(repr, keys))}. Nothing of this shard was stored; mend the rows or the "
+        "teacher's precision and run again"
+    )
+
+
 def _finite(array: NDArray[Any]) -> NDArray[np.bool_]:
     """(n,) bool: rows without NaN or infinity, in any field of a record."""
     finite = np.ones(len(array), bool)
     fields = [array] if array.dtype.names is None else [array[n] for n in array.dtype.names]
     for field in fields:
         if field.dtype.kind == "f":
-            finite &= np.isfinite(field).reshape(len(array), -1).all(axis=1) | (field.size == 0)
+            finite &= np.isfinite(field).all(axis=tuple(range(1, field.ndim)))
     return finite
 
 

@@ -1,8 +1,9 @@
-"""Ragged and text signals: one Arrow IPC file per shard, uncompressed, one record batch.
+"""Ragged, text and packed signals: one Arrow IPC file per shard, uncompressed, one record batch.
 
 Ragged parts are large_list columns (of fixed-size lists where an element has a shape), text is a
-large_string column. The receipt keeps where in the file each column's offsets and values start, so
-that our reader maps the file and needs no Arrow call per batch; other libraries read it as Arrow.
+large_string column, packed rows are a large_binary column. The receipt keeps where in the file each
+column's offsets and values start, so that our reader maps the file and needs no Arrow call per batch;
+other libraries read it as Arrow.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from stillroom.storage.errors import GARBLED, CorruptShardError, SignalError
 from stillroom.storage.files import crc32c, write_atomic
 from stillroom.storage.gather import Extent, Extents, Int64s
+from stillroom.storage.packed import Packed
 from stillroom.storage.part import Part
 from stillroom.storage.place import Place
 from stillroom.storage.ragged import Ragged
@@ -28,7 +30,7 @@ _OFFSET = np.dtype("<i8")
 
 
 class ArrowShards:
-    """The ShardFormat of ragged and text signals."""
+    """The ShardFormat of ragged, text and packed signals."""
 
     def write(
         self, segment: Place, signal: Signal, shard: int, shard_rows: int, values: Values
@@ -39,14 +41,9 @@ class ArrowShards:
     def write_parts(
         self, segment: Place, signal: Signal, shard: int, shard_rows: int, parts: Mapping[str, Any]
     ) -> list[StoredFile]:
-        """The same of parts that are already encoded: Ragged by name (text: of its UTF-8 bytes)."""
-        if signal.kind == "text":
-            text = parts[""]
-            bounds, content = (
-                pa.py_buffer(np.ascontiguousarray(a)) for a in (text.offsets, text.values)
-            )
-            column = pa.Array.from_buffers(pa.large_string(), len(text), [None, bounds, content])
-            return self._write(segment, signal, shard, {signal.name: column})
+        """The same of parts that are already encoded: Ragged by name (text and packed: of bytes)."""
+        if signal.kind in ("text", "packed"):
+            return self._write(segment, signal, shard, {signal.name: _strings(signal, parts[""])})
         columns = {
             signal.array_name(part): _column(
                 part, parts[part.name].values, parts[part.name].offsets
@@ -78,6 +75,13 @@ def _stored(part: Part) -> np.dtype[Any]:
     return np.dtype("uint8" if part.dtype == "bool" else part.dtype)
 
 
+def _strings(signal: Signal, rows: Ragged) -> pa.Array:
+    """A column of strings, of text or of bytes, over the rows' own memory."""
+    bounds, content = (pa.py_buffer(np.ascontiguousarray(a)) for a in (rows.offsets, rows.values))
+    kind = pa.large_string() if signal.kind == "text" else pa.large_binary()
+    return pa.Array.from_buffers(kind, len(rows), [None, bounds, content])
+
+
 def _columns(signal: Signal, values: Values) -> dict[str, pa.Array]:
     if signal.kind == "text":
         try:
@@ -87,8 +91,16 @@ def _columns(signal: Signal, values: Values) -> dict[str, pa.Array]:
         if column.null_count:
             raise SignalError(f"signal {signal.name!r}: {column.null_count:,} texts are None")
         return {signal.name: column}
-    if not isinstance(values, Ragged):
-        raise SignalError(f"signal {signal.name!r} has rows of lengths; an array was given")
+    if isinstance(values, list) or isinstance(values, Ragged) != signal.ragged:
+        length = "rows of lengths" if signal.ragged else "rows of one shape"
+        raise SignalError(
+            f"signal {signal.name!r} has {length}; a {type(values).__name__} was given"
+        )
+    if isinstance(signal.coding, Packed):
+        lengths = values.lengths if isinstance(values, Ragged) else np.ones(len(values), np.int64)
+        elements = values.values if isinstance(values, Ragged) else values
+        return {signal.name: _strings(signal, signal.coding.pack(elements, lengths))}
+    assert isinstance(values, Ragged)  # fixed shapes lie in Zarr, but for packed ones
     encoded = signal.coding.encode(values.values)
     return {
         signal.array_name(part): _column(part, encoded[part.name], values.offsets)
@@ -108,12 +120,12 @@ def _layout(content: NDArray[np.uint8], signal: Signal) -> dict[str, dict[str, i
     """Byte offsets of every column's offsets and values buffers in the finished file."""
     base = content.__array_interface__["data"][0]
     batch = pa.ipc.open_file(pa.py_buffer(content)).get_batch(0)
-    found = {}
+    found, strings = {}, signal.kind in ("text", "packed")
     for name in batch.schema.names:
         column = batch.column(name)
         offsets = column.buffers()[1]
-        if signal.kind == "text":
-            values, elements = column.buffers()[2], column.nbytes
+        if strings:
+            values, elements = column.buffers()[2], 0
         else:
             inner, elements = column.values, len(column.values)
             while pa.types.is_fixed_size_list(inner.type):
@@ -123,13 +135,13 @@ def _layout(content: NDArray[np.uint8], signal: Signal) -> dict[str, dict[str, i
         found[name] = {
             "offsets": offsets.address - base if offsets is not None and offsets.size else 0,
             "values": values.address - base if values is not None and values.size else 0,
-            "elements": elements if signal.kind != "text" else (values.size if values else 0),
+            "elements": elements if not strings else (values.size if values else 0),
         }
     return found
 
 
 class ArrowRows:
-    """Rows of one ragged or text signal over any number of files."""
+    """Rows of one ragged, text or packed signal over any number of files."""
 
     def __init__(self, signal: Signal, runs: Sequence[Run], check: bool) -> None:
         """Map the files; nothing is read yet."""
@@ -161,12 +173,17 @@ class ArrowRows:
         return next(iter(self._columns.values())).offsets.missing(positions)
 
     def read(self, positions: Int64s, *, decode: bool = True) -> Any:
-        """Ragged rows (text: a list of strings), or the parts by name as they are stored."""
-        parts = {name: column.read(positions) for name, column in self._columns.items()}
+        """Ragged rows (text: a list of strings; packed rows of one shape: an array), or the parts by
+        name as they are stored."""
+        parts: dict[str, Any] = {n: column.read(positions) for n, column in self._columns.items()}
         if self._signal.kind == "text":
             return _texts(parts[""]) if decode else parts
         if not decode:
             return parts
+        if isinstance(self._signal.coding, Packed):
+            parts = self._signal.unpacked(parts)
+            if not self._signal.ragged:
+                return self._signal.coding.decode(parts, self._signal.inner_shape)
         some = next(iter(parts.values()))
         if any(not np.array_equal(part.offsets, some.offsets) for part in parts.values()):
             raise CorruptShardError(f"parts of signal {self._signal.name!r} differ in length")
@@ -207,7 +224,7 @@ class _Column:
         starts, lengths = bounds[:, 0], np.diff(bounds)[:, 0]
         if (
             (starts < 0).any()
-            or (lengths < 0).any()
+            or (bounds[:, 1] < starts).any()  # their difference may overflow
             or (bounds[:, 1] > self._elements[files]).any()
         ):
             raise CorruptShardError("a ragged row's offsets point outside its file")

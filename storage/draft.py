@@ -8,15 +8,19 @@ cache. Everything but the folder `made/` is a function of the teacher and the ro
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from stillroom.storage.books import Book
 from stillroom.storage.errors import CorruptShardError, RowsError, SignalError
-from stillroom.storage.files import crc32c, each_of, read_whole, write_json
+from stillroom.storage.files import crc32c, each_of, pieces_of, with_checksum, write_json
 from stillroom.storage.folder import FORMAT, Ask, Folder, Hashes, Shard, rows_schema, shard_format
 from stillroom.storage.identity import digest
+from stillroom.storage.pairs import split_keys
+from stillroom.storage.part import Booked
 from stillroom.storage.place import Place
 from stillroom.storage.receipt import agreed_signals, merged_errors, receipt_name, receipt_path
 from stillroom.storage.removing import remove_tree
@@ -57,9 +61,10 @@ class Draft(Folder):
             )
         name = digest(dict(identity))
         path = segments / f"{number:04d}-{teacher}-{name[:12]}"
-        view = pa.array(np.zeros(len(keys), np.int32))
+        plain, views = split_keys(keys)
         column = pa.Array.from_buffers(pa.binary(16), len(keys), [None, pa.py_buffer(hashes)])
-        batch = pa.record_batch([keys, column, view], schema=rows_schema(keys.type))
+        schema = rows_schema(plain.type)
+        batch = pa.record_batch([plain, column, pa.array(views)], schema=schema)
         if path.is_dir():
             # What is left of one whose making or removal was cut off; its receipts are of other rows.
             remove_tree(path)
@@ -74,17 +79,23 @@ class Draft(Folder):
             "after": after,
             "rows": len(keys),
             "rows_crc32c": rows_checksum,
-            # Balanced shards: the last chunk is padded, so it should be nearly full.
-            "shard_rows": -(-len(keys) // -(-len(keys) // shard_rows)),
+            "shard_rows": balanced(len(keys), shard_rows),
         }
         # Last: a folder without a plan is no segment, whatever a killed process left in it.
-        write_json(path / "plan.json", plan)
+        write_json(path / "plan.json", with_checksum(plan))
         return cls(path)
 
     def write(
-        self, shard: Shard, values: Mapping[str, Values], error: Mapping[str, Mapping[str, float]]
+        self,
+        shard: Shard,
+        values: Mapping[str, Values],
+        error: Mapping[str, Mapping[str, float]],
+        books: Mapping[str, Book] = MappingProxyType({}),
     ) -> dict[str, Any]:
-        """Write all signals of one shard, then its receipt; return the receipt."""
+        """Write all signals of one shard, then its receipt; return the receipt.
+
+        `books` are those that the plan names, by signal.
+        """
         described: dict[str, Any] = {}
         for name, ask in self.asked.items():
             if len(values[name]) != shard.stop - shard.start:
@@ -92,7 +103,12 @@ class Draft(Folder):
                     f"signal {name!r}, shard {shard.index}: {len(values[name]):,} rows were given for "
                     f"slots {shard.start:,} to {shard.stop:,}"
                 )
-            signal = Signal.of(name, values[name], ask.encoding, ask.source)
+            signal = Signal.of(name, values[name], ask.encoding, ask.source, books.get(name))
+            if signal.book != ask.book or (isinstance(signal.coding, Booked) and not ask.book):
+                raise SignalError(
+                    f"signal {name!r}: {ask.encoding} is written with book {ask.book!r} of its plan, "
+                    f"{signal.book!r} was given"
+                )
             try:
                 files = shard_format(signal).write(
                     self.path, signal, shard.index, self.shard_rows, values[name]
@@ -111,6 +127,7 @@ class Draft(Folder):
             "rows_crc32c": self.rows_checksum,
             "signals": described,
         }
+        receipt = with_checksum(receipt)
         write_json(receipt_path(self.path, shard.index), receipt)
         return receipt
 
@@ -131,6 +148,15 @@ class Draft(Folder):
         return Segment(self.path)
 
 
+def balanced(rows: int, shard_rows: int) -> int:
+    """Rows of each shard, so that the last, whose chunk is padded, is nearly full.
+
+    >>> balanced(5000, 4096)
+    2500
+    """
+    return -(-rows // -(-rows // shard_rows))
+
+
 def seal_of(folder: Folder, receipts: Mapping[int, Any]) -> dict[str, Any]:
     """What segment.json says when these shards are finished: a function of the other files alone."""
     described: dict[str, Any] = {}
@@ -144,7 +170,10 @@ def seal_of(folder: Folder, receipts: Mapping[int, Any]) -> dict[str, Any]:
     small = ["plan.json", "rows.arrow", *map(receipt_name, receipts)]
 
     def checksum(name: str) -> str:
-        return f"{crc32c([read_whole(folder.path / name)]):08x}"
+        try:
+            return f"{crc32c(pieces_of(folder.path / name)):08x}"
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise CorruptShardError(f"{folder.path / name} is missing; repair the cache") from error
 
     return {
         "format": FORMAT,

@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 
 from stillroom.storage.errors import FormatError, SignalError
-from stillroom.storage.part import Array, Encoding, Part
+from stillroom.storage.head import Head
+from stillroom.storage.int8 import Int8
+from stillroom.storage.packed import LEVELS, Packed
+from stillroom.storage.part import Array, Booked, Encoding, Part, difference
+from stillroom.storage.product import Product
+from stillroom.storage.sampled import Sampled
 from stillroom.storage.topk import TopK
 
 
@@ -114,22 +119,16 @@ def _bfloat16(values: Array) -> Array:
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
 
 
-def difference(values: Array, decoded: Array) -> dict[str, float]:
-    """Largest absolute and root-mean-square difference of the finite values."""
-    finite = np.isfinite(values)
-    gap = np.abs(values[finite].astype(np.float64) - decoded[finite])
-    if gap.size == 0:
-        return {"max_abs": 0.0, "rms": 0.0}
-    return {"max_abs": float(gap.max()), "rms": float(np.sqrt(np.mean(gap**2)))}
-
-
 _BFLOAT16_LARGEST = 3.3895313892515355e38
 _PLAIN: dict[str, Callable[[], Encoding]] = {
     "raw": Raw,
     "float32": lambda: Float("float32", "float32", float(np.finfo(np.float32).max), 0x7F800000),
     "float16": lambda: Float("float16", "float16", float(np.finfo(np.float16).max), 0x7C00),
     "bfloat16": lambda: Float("bfloat16", "uint16", _BFLOAT16_LARGEST, 0x7F80),
+    "int8": Int8,
 }
+_LOGITS = re.compile(r"(topk|sampled)\(([1-9][0-9]{0,8})\)")
+_PACKED = re.compile(rf"packed\(({_LOGITS.pattern})(?:,([1-9]\d{{0,8}}))?\)")
 
 
 def encoding(name: str) -> Encoding:
@@ -140,7 +139,30 @@ def encoding(name: str) -> Encoding:
     """
     if name in _PLAIN:
         return _PLAIN[name]()
-    match = re.fullmatch(r"topk\((\d{1,9})\)", name)
-    if match and int(match[1]) > 0:
-        return TopK(int(match[1]))
-    raise FormatError(f"no encoding {name!r}; known: {', '.join(_PLAIN)}, topk(k)")
+    if match := _LOGITS.fullmatch(name):
+        return _of_logits(match[1], match[2])
+    match = _PACKED.fullmatch(name)
+    if match and not (match[2] == "sampled" and match[4]):
+        return Packed(_of_logits(match[2], match[3]), int(match[4] or LEVELS))
+    if match := re.fullmatch(r"head\(([^(),\s]{0,200})(?:,(float32|float16|bfloat16))?\)", name):
+        return Head(match[1], encoding(match[2] or "raw"))
+    if match := re.fullmatch(r"product\(([0-9]{1,9})(?:,([0-9]{1,2}))?\)", name):
+        return Product(int(match[1]), int(match[2] or 8))
+    raise FormatError(
+        f"no encoding {name!r}; known: {', '.join(_PLAIN)}, topk(k), sampled(k), "
+        "packed(topk(k)), packed(topk(k),levels), packed(sampled(k)), head(module), "
+        "head(module,float16), product(m), product(m,bits)"
+    )
+
+
+def _of_logits(kind: str, k: str) -> TopK | Sampled:
+    return TopK(int(k)) if kind == "topk" else Sampled(int(k))
+
+
+def needs_book(name: str) -> bool:
+    """Whether the encoding of that name needs arrays that all rows share.
+
+    >>> needs_book("product(8)"), needs_book("float16")
+    (True, False)
+    """
+    return isinstance(encoding(name), Booked)

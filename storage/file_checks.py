@@ -11,15 +11,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillroom.storage.errors import GARBLED, StillroomError
+from stillroom.storage.errors import GARBLED, CorruptShardError, StillroomError
 from stillroom.storage.files import pieces_of, size_of
 from stillroom.storage.mapped import Mapping as FileMapping
 from stillroom.storage.part import Part
 from stillroom.storage.place import Place
+from stillroom.storage.product import Product
+from stillroom.storage.ragged import Ragged
+from stillroom.storage.sampled import Sampled
 from stillroom.storage.shards import StoredFile
 from stillroom.storage.signal import Signal
+from stillroom.storage.table import one_batch
 from stillroom.storage.topk import TopK
 
+_UNPACKED_BYTES = 2**18
+"""Of packed rows that are looked at together."""
 _EXPONENTS = {"float16": 0x7C00, "float32": 0x7F800000, "float64": 0x7FF0000000000000}
 
 
@@ -47,23 +53,45 @@ def file_problems(segment: Place, file: StoredFile, signal: Signal) -> Iterator[
     else:
         if odd:
             yield f"holds NaN, infinity or a class that cannot be in {', '.join(sorted(odd))}"
-        if signal.kind != "fixed" and (problem := _unreadable(place, file)):
+        if signal.kind != "fixed" and (problem := _unreadable(place, file, signal)):
             yield problem
 
 
-def _unreadable(place: Place, file: StoredFile) -> str:
+def _unreadable(place: Place, file: StoredFile, signal: Signal) -> str:
+    content = (
+        FileMapping(place, file.bytes).bytes
+        if isinstance(place, Path)
+        else np.frombuffer(place.read_bytes(), np.uint8)
+    )
     try:
-        content = (
-            FileMapping(place, file.bytes).bytes
-            if isinstance(place, Path)
-            else np.frombuffer(place.read_bytes(), np.uint8)
-        )
-        batch = pa.ipc.open_file(pa.py_buffer(content)).get_batch(0)
+        batch = one_batch(pa.py_buffer(content))
         batch.validate(full=True)
         if set(batch.schema.names) != set(file.arrays) or len(batch) != file.layout["rows"]:
             return f"does not hold the {file.layout['rows']} rows of {', '.join(file.arrays)}"
+        if signal.kind == "packed":
+            return _packed(batch.column(signal.name), signal)
     except (pa.ArrowException, StillroomError, OSError, *GARBLED) as error:
         return f"is no Arrow file as it should be: {error}"
+    return ""
+
+
+def _packed(column: pa.Array, signal: Signal) -> str:
+    """In words what is wrong with packed rows: each is unpacked, a few of them at a time."""
+    if column.type != pa.large_binary():
+        return f"holds packed rows as {column.type}"
+    _, offsets, content = column.buffers()
+    bounds = np.frombuffer(offsets, np.int64, len(column) + 1, 8 * column.offset)
+    values = np.frombuffer(content or b"", np.uint8)
+    start = 0
+    while start < len(column):
+        stop = int(np.searchsorted(bounds, bounds[start] + _UNPACKED_BYTES, "right")) - 1
+        stop = min(max(stop, start + 1), len(column))
+        some = bounds[start : stop + 1]
+        try:
+            signal.unpacked({"": Ragged(values[some[0] : some[-1]], some - some[0])})
+        except CorruptShardError as error:
+            return f"holds a row among {start:,} to {stop:,} that cannot be unpacked: {error}"
+        start = stop
     return ""
 
 
@@ -98,9 +126,12 @@ class _Range:
 def _ranges(file: StoredFile, signal: Signal) -> Iterator[_Range]:
     for part in signal.parts:
         name = signal.array_name(part)
-        exponent = 0x7F80 if signal.encoding == "bfloat16" else _EXPONENTS.get(part.dtype, 0)
-        classes = signal.inner_shape[-1] if isinstance(signal.coding, TopK) else 0
+        bfloat16 = part.dtype == "uint16" and "bfloat16" in signal.encoding
+        exponent = 0x7F80 if bfloat16 else _EXPONENTS.get(part.dtype, 0)
+        classes = signal.inner_shape[-1] if isinstance(signal.coding, TopK | Sampled) else 0
         limit = classes if part.name == "indices" else 0
+        if isinstance(signal.coding, Product) and signal.coding.bits not in (8, 16):
+            limit = 2**signal.coding.bits
         if name not in file.arrays or not (exponent or limit):
             continue
         start, stop = _extent(file, signal, part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,8 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stillroom.storage.arrow_shards import ArrowShards
+from stillroom.storage.books import checked_digest
 from stillroom.storage.errors import GARBLED, CorruptShardError, FormatError
-from stillroom.storage.files import each_of, read_json, size_of
+from stillroom.storage.files import each_of, fits_checksum, read_json, size_of
+from stillroom.storage.pairs import pair_keys
 from stillroom.storage.place import Place
 from stillroom.storage.receipt import receipt_path, stored_files
 from stillroom.storage.shards import ShardFormat
@@ -29,7 +31,7 @@ Hashes = NDArray[np.void]
 
 
 def shard_format(signal: Signal) -> ShardFormat:
-    """Fixed shapes lie in Zarr, everything else in Arrow."""
+    """Fixed shapes lie in Zarr, everything else in Arrow; packed rows also where their shape is fixed."""
     return ZarrShards() if signal.kind == "fixed" else ArrowShards()
 
 
@@ -48,15 +50,30 @@ class Ask:
 
     encoding: str
     source: str
+    book: str = field(default="", compare=False)
+    """Digest of the arrays that the encoding needs, once they are stored: no part of what is asked."""
 
     def to_json(self) -> dict[str, str]:
         """As plan.json holds it."""
-        return {"encoding": self.encoding, "source": self.source}
+        book = {"book": self.book} if self.book else {}
+        return {"encoding": self.encoding, "source": self.source, **book}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, str]) -> Ask:
+        """Read back `to_json`."""
+        book = value.get("book", "")
+        return cls(value["encoding"], value["source"], book and checked_digest(book))
 
 
 def rows_schema(key: pa.DataType) -> pa.Schema:
     """Columns of rows.arrow for keys of this type."""
     return pa.schema([("key", key), ("hash", pa.binary(16)), ("view", pa.int32())])
+
+
+def stored_keys(batch: pa.RecordBatch) -> pa.Array:
+    """The keys of a batch of rows.arrow: plain where every row is stored as it is, else pairs."""
+    views = batch.column("view").to_numpy()
+    return pair_keys(batch.column("key"), views) if views.any() else batch.column("key")
 
 
 class Folder:
@@ -73,7 +90,7 @@ class Folder:
             self.teacher = str(plan["teacher"])
             self.identity: dict[str, Any] = dict(plan["identity"])
             self.digest = str(plan["digest"])
-            self.asked = {n: Ask(a["encoding"], a["source"]) for n, a in plan["asked"].items()}
+            self.asked = {n: Ask.from_json(a) for n, a in plan["asked"].items()}
             self.why = str(plan.get("why", ""))
             """Why these rows were taught."""
             self.after: int | None = plan.get("after")
@@ -104,12 +121,14 @@ class Folder:
         known = [rows_schema(key) for key in (pa.int64(), pa.large_string())]
         if batch.schema not in known or len(batch) != self.rows:
             raise CorruptShardError(f"{path} does not hold the {self.rows:,} rows of its plan")
+        if (batch.column("view").to_numpy() < 0).any():
+            raise CorruptShardError(f"{path} numbers a view below 0")
         return batch
 
-    @property
+    @cached_property
     def keys(self) -> pa.Array:
-        """The key of each slot: Arrow int64 or large_string."""
-        return self._rows.column("key")
+        """The key of each slot: Arrow int64 or large_string, pairs with `view` where there are views."""
+        return stored_keys(self._rows)
 
     @property
     def hashes(self) -> Hashes:
@@ -123,12 +142,17 @@ class Folder:
         return np.asarray(self._rows.column("view").to_numpy(), np.int32)
 
     def receipt(self, shard: int) -> dict[str, Any] | None:
-        """A shard's receipt, when it is there and its files have the sizes it states."""
+        """A shard's receipt, when it is as it was written and its files have the sizes it states."""
         path = receipt_path(self.path, shard)
         if not path.exists():
             return None
-        receipt = read_json(path)
-        files = stored_files(receipt, path)
+        try:
+            receipt = read_json(path)
+            files = stored_files(receipt, path)
+        except (FormatError, CorruptShardError):
+            return None  # damaged: its shard is computed again
+        if not fits_checksum(receipt) and self.rows_checksum is not None:
+            return None
         if receipt.get("rows_crc32c") != self.rows_checksum:
             return None  # written by a process that outlived its own draft of this name
         whole = all(size_of(self.path / file.path) == file.bytes for file in files)

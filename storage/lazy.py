@@ -14,7 +14,7 @@ from stillroom.storage.snapshot import Snapshot
 
 
 def dask_array(snapshot: Snapshot, name: str) -> Any:
-    """The decoded signal as a dask array (rows, *shape), one block for each stored shard.
+    """The decoded signal as a dask array (rows, *decoded shape), one block for each stored shard.
 
     Rows are in the order of `snapshot.keys`. The graph holds functions that load a block, not
     arrays, so that any dask scheduler can carry it to other processes. Raises UnknownSignalError,
@@ -24,16 +24,16 @@ def dask_array(snapshot: Snapshot, name: str) -> Any:
     from dask.delayed import delayed
 
     signal = snapshot.find(name)[1]
-    if signal.kind != "fixed":
-        raise SignalError(f"signal {name!r} is {signal.kind}; dask arrays need rows of one shape")
-    shape = signal.inner_shape
+    if signal.kind == "text" or signal.ragged:
+        kind = "text" if signal.kind == "text" else "ragged"
+        raise SignalError(f"signal {name!r} is {kind}; dask arrays need rows of one shape")
     one = Reader(snapshot, [name], check=False).take(np.zeros(0, np.int64))[name]
     assert isinstance(one, np.ndarray)
     load = delayed(_load, pure=True)
     blocks = [
         da.from_delayed(
             load(snapshot.cache, snapshot.number, name, run.start, run.start + run.rows),
-            (run.rows, *shape),
+            (run.rows, *one.shape[1:]),  # what is decoded may be wider than the signal
             dtype=one.dtype,
         )
         for run in sorted(snapshot.runs(name), key=lambda run: run.start)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from stillroom.storage.books import Book
 
 Array = NDArray[Any]
 
@@ -47,3 +50,27 @@ class Encoding(Protocol):
 
     def error(self, values: Array, decoded: Array) -> dict[str, float]:
         """What the encoding lost, measured on these values."""
+
+
+@runtime_checkable
+class Booked(Encoding, Protocol):
+    """An encoding that needs arrays which all rows share; without them it only checks and predicts."""
+
+    @property
+    def book(self) -> Book | None:
+        """Those arrays, where they are at hand."""
+
+    def bound(self, book: Book) -> Encoding:
+        """The same encoding with its book."""
+
+    def decoded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of one decoded row; SignalError where that cannot be known without the book."""
+
+
+def difference(values: Array, decoded: Array) -> dict[str, float]:
+    """Largest absolute and root-mean-square difference of the finite values."""
+    finite = np.isfinite(values)
+    gap = np.abs(values[finite].astype(np.float64) - decoded[finite])
+    if gap.size == 0:
+        return {"max_abs": 0.0, "rms": 0.0}
+    return {"max_abs": float(gap.max()), "rms": float(np.sqrt(np.mean(gap**2)))}

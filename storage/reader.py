@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from stillroom.storage.errors import RowsError, UnknownRowError, listed
 from stillroom.storage.keys import KeyList
-from stillroom.storage.opening import open_rows
+from stillroom.storage.opening import open_rows, with_book
+from stillroom.storage.pairs import spelled
 from stillroom.storage.shards import RowSource
 from stillroom.storage.signal import Values
 from stillroom.storage.snapshot import Snapshot
@@ -41,11 +43,12 @@ class Reader:
         self._sources: dict[str, RowSource] = {}
         for name in self.names:
             self._sources[name] = self._opened(name)
+        snapshot.hold()
 
     def _opened(self, name: str) -> RowSource:
-        signal, runs = self.snapshot.find(name)[1], self.snapshot.runs(name)
-        many = len(self.names)
-        return open_rows(self.snapshot.cache, signal, runs, check=self._check, sharing=many)
+        runs, cache, many = self.snapshot.runs(name), self.snapshot.cache, len(self.names)
+        signal = with_book(cache, self.snapshot.find(name)[1], check=self._check)
+        return open_rows(cache, signal, runs, check=self._check, sharing=many)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the same files again on the other side."""
@@ -71,6 +74,17 @@ class Reader:
         chosen = self.names if names is None else names
         return {name: self._read(name, positions, decode=False) for name in chosen}
 
+    def parts(
+        self, positions: Int64s, names: Sequence[str] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """The rows by the encoding's parts: {signal: {part: array or Ragged}}, packed ones unpacked.
+
+        What a student of a large vocabulary reads instead of dense logits: topk's `indices`,
+        `values`, `logsumexp` and `tail`, sampled's `indices`, `counts` and `logsumexp`.
+        """
+        stored = self.stored(positions, names)
+        return {name: self.snapshot.find(name)[1].unpacked(rows) for name, rows in stored.items()}
+
     def _read(self, name: str, positions: Int64s, decode: bool) -> Any:
         positions = _whole(positions)
         try:
@@ -87,7 +101,7 @@ class Reader:
             if len(lacking):
                 rows = self.snapshot.rows
                 inside = [p for p in positions[lacking].tolist() if 0 <= p < rows]
-                keys = [self.snapshot.keys[p].as_py() for p in inside]
+                keys = spelled(self.snapshot.keys.take(pa.array(inside, pa.int64())))
                 raise UnknownRowError(
                     f"signal {name!r} of {self.snapshot.cache} was never taught for {len(lacking):,} "
                     f"of the rows asked for: {listed(keys or positions[lacking])}. Run teach() with "

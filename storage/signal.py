@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stillroom.storage.books import Book, checked_digest
 from stillroom.storage.encoding import encoding
-from stillroom.storage.errors import GARBLED, FormatError, SignalError
-from stillroom.storage.part import Encoding, Part
+from stillroom.storage.errors import GARBLED, CorruptShardError, FormatError, SignalError
+from stillroom.storage.packed import Packed
+from stillroom.storage.part import Booked, Encoding, Part
 from stillroom.storage.ragged import Ragged
 
 Values = NDArray[np.generic] | Ragged | list[str]
@@ -54,9 +56,13 @@ class Signal:
     dtype: str | tuple[tuple[str, str, tuple[int, ...]], ...]
     """numpy name, "string", or the (name, dtype, shape) fields of a record."""
     encoding: str = "raw"
-    """What a row becomes on disk: raw, float32, float16, bfloat16, topk(k)."""
+    """What a row becomes on disk: raw, float16, topk(k) and others; see `encoding`."""
     source: str = ""
     """What in the teacher it is taken from (a layer's name); part of what the signal means."""
+    book: str = ""
+    """Digest of the arrays that the encoding needs and all rows share; empty where it needs none."""
+    opened: Book | None = field(default=None, compare=False, repr=False)
+    """Those arrays, where they are at hand: what needs a book is encoded and decoded only then."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be stored, naming the signal."""
@@ -76,6 +82,8 @@ class Signal:
             raise SignalError(f"signal {self.name!r} is text, which is only stored raw")
         if not isinstance(self.dtype, str):
             self._check_fields(self.dtype)
+        if self.book and checked_digest(self.book) and not isinstance(self.coding, Booked):
+            raise SignalError(f"signal {self.name!r}: {self.encoding} needs no book, one is named")
         self.coding.check(self.name, self.inner_shape, self.value_dtype)
         if self.row_bytes >= _LARGEST_ROW:
             raise SignalError(
@@ -93,11 +101,18 @@ class Signal:
                 raise SignalError(f"signal {self.name!r}: field {name!r} holds no values")
 
     @property
-    def kind(self) -> Literal["fixed", "ragged", "text"]:
-        """How rows lie on disk: fixed in Zarr, ragged and text in Arrow."""
+    def kind(self) -> Literal["fixed", "ragged", "text", "packed"]:
+        """How rows lie on disk: fixed in Zarr, the others in Arrow; packed as a string of bytes each."""
         if self.dtype == TEXT:
             return "text"
-        return "ragged" if self.shape[:1] == (None,) else "fixed"
+        if isinstance(self.coding, Packed):
+            return "packed"
+        return "ragged" if self.ragged else "fixed"
+
+    @property
+    def ragged(self) -> bool:
+        """Whether rows differ in length, however they lie on disk."""
+        return self.shape[:1] == (None,)
 
     @property
     def inner_shape(self) -> tuple[int, ...]:
@@ -115,8 +130,25 @@ class Signal:
 
     @cached_property
     def coding(self) -> Encoding:
-        """The encoding object of `self.encoding`."""
-        return encoding(self.encoding)
+        """The encoding object of `self.encoding`, with its book where that is at hand."""
+        coding = encoding(self.encoding)
+        if self.opened is not None and isinstance(coding, Booked):
+            return coding.bound(self.opened)
+        return coding
+
+    def bound(self, book: Book) -> Signal:
+        """The same signal with its book at hand; SignalError when the book does not fit it."""
+        return replace(self, book=book.digest, opened=book)
+
+    @property
+    def decoded_shape(self) -> tuple[int, ...]:
+        """Shape of a decoded row (of an element, where rows differ in length).
+
+        SignalError where that hangs on a book which is not at hand.
+        """
+        if isinstance(self.coding, Booked):
+            return self.coding.decoded_shape(self.inner_shape)
+        return self.inner_shape
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -127,6 +159,23 @@ class Signal:
     def row_bytes(self) -> int:
         """Bytes on disk of one row (of one element, where rows differ in length)."""
         return sum(part.row_bytes for part in self.parts)
+
+    def unpacked(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """The encoding's parts of rows that were read undecoded: arrays, or Ragged, by name.
+
+        Nothing is done but for packed signals, whose rows lie there as strings of bytes. Raises
+        CorruptShardError for bytes that no row of this signal becomes.
+        """
+        if not isinstance(self.coding, Packed):
+            return dict(stored)
+        parts, lengths = self.coding.unpack(stored[""], self.inner_shape)
+        if not self.ragged:
+            if (lengths != 1).any():
+                raise CorruptShardError(f"a packed row of signal {self.name!r} has another shape")
+            return parts
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return {name: Ragged(array, offsets) for name, array in parts.items()}
 
     def array_name(self, part: Part) -> str:
         """Folder or column of a part: the signal's name, or `signal.part`."""
@@ -144,6 +193,8 @@ class Signal:
             "dtype": fields,
             "encoding": self.encoding,
             "source": self.source,
+            # Only where there is one: what was stored before there were books reads as it did.
+            **({"book": self.book} if self.book else {}),
         }
 
     @classmethod
@@ -156,20 +207,29 @@ class Signal:
             ):
                 raise TypeError(f"shape {shape}")
             dtype = raw if isinstance(raw, str) else tuple((n, k, tuple(s)) for n, k, s in raw)
-            return cls(name, shape, dtype, str(value["encoding"]), str(value["source"]))
+            book = str(value.get("book", ""))
+            return cls(name, shape, dtype, str(value["encoding"]), str(value["source"]), book)
         except GARBLED as error:
             raise FormatError(
                 f"signal {name!r} is described wrongly in the cache: {error}"
             ) from error
 
     @classmethod
-    def of(cls, name: str, values: Values, encoding: str = "raw", source: str = "") -> Signal:
+    def of(
+        cls,
+        name: str,
+        values: Values,
+        encoding: str = "raw",
+        source: str = "",
+        book: Book | None = None,
+    ) -> Signal:
         """The signal that these values are, from their shape and dtype."""
         if isinstance(values, list):
             return cls(name, (), TEXT, encoding, source)
         array = values.values if isinstance(values, Ragged) else values
         inner = (None, *array.shape[1:]) if isinstance(values, Ragged) else array.shape[1:]
-        return cls(name, inner, _described(array.dtype), encoding, source)
+        signal = cls(name, inner, _described(array.dtype), encoding, source)
+        return signal if book is None else signal.bound(book)
 
     def differs(self, other: Signal) -> str:
         """In words what makes `other` another signal; empty when they are the same."""
@@ -178,6 +238,7 @@ class Signal:
             ("dtype", self.dtype, other.dtype),
             ("encoding", self.encoding, other.encoding),
             ("source", self.source, other.source),
+            ("book", self.book, other.book),
         )
         return "; ".join(f"{what} {a!r} became {b!r}" for what, a, b in pairs if a != b)
 

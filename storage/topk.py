@@ -14,10 +14,29 @@ from typing import Any
 import numpy as np
 
 from stillroom.storage.errors import CorruptShardError, SignalError
+from stillroom.storage.logits import (
+    FLOOR,
+    blocks,
+    check_logits,
+    class_dtype,
+    divergence,
+    softmax,
+)
 from stillroom.storage.part import Array, Part
 
-_FLOOR = -60.0
-"""Log-probability of a tail that rounds to nothing: e**-60 is 9e-27, below float32's resolution."""
+
+@dataclass(frozen=True)
+class Largest:
+    """The k largest classes of n rows, in float64."""
+
+    order: Array
+    """(n, k) int64 classes: by falling logit, ties by rising class."""
+    values: Array
+    """(n, k) log-probabilities."""
+    total: Array
+    """(n,) log-sum-exp of all logits."""
+    tail: Array
+    """(n,) probability outside the k."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +47,17 @@ class TopK:
 
     def check(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         """Logits: floating point, at least k classes on the last axis, fewer than 2**32."""
-        if dtype.kind != "f" or not shape:
+        check_logits(name, shape, dtype, f"topk({self.k})")
+        if self.k > shape[-1]:
             raise SignalError(
-                f"signal {name!r} of {dtype} and row shape {shape} is no row of logits"
-            )
-        if not self.k <= shape[-1] < 2**32:
-            raise SignalError(
-                f"signal {name!r}: topk({self.k}) needs at least {self.k} and fewer than 2**32 "
-                f"classes, found {shape[-1]}"
+                f"signal {name!r}: topk({self.k}) needs at least {self.k} classes, found {shape[-1]}"
             )
 
     def parts(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Part, ...]:
         """indices, values, logsumexp and tail."""
         outer, classes = shape[:-1], shape[-1]
         return (
-            Part("indices", (*outer, self.k), np.min_scalar_type(classes - 1).name),
+            Part("indices", (*outer, self.k), class_dtype(classes).name),
             Part("values", (*outer, self.k), "float16"),
             Part("logsumexp", outer, "float32"),
             Part("tail", outer, "float32"),
@@ -53,29 +68,34 @@ class TopK:
 
         A logit of -inf is a class without probability. SignalError where logits are no distribution.
         """
-        logits = values.astype(np.float64)
-        top = logits.max(axis=-1, keepdims=True)
-        if not (np.abs(top) < np.finfo(np.float32).max).all():
-            raise SignalError(
-                f"logits with NaN or a maximum of {np.abs(top).max()} have no softmax"
-            )
-        weights = np.exp(logits - top)
-        mass = weights.sum(axis=-1, keepdims=True)
-        total = top + np.log(mass)
-        order = self._largest(logits.reshape(-1, logits.shape[-1]))
-        order = order.reshape(*logits.shape[:-1], self.k)
-        logp = np.take_along_axis(logits, order, -1) - total
-        # Summed over what is left out: one minus the sum over the k would lose every small tail.
-        np.put_along_axis(weights, order, 0.0, -1)
-        tail = weights.sum(axis=-1) / mass[..., 0]
+        found = self.largest(values.reshape(-1, values.shape[-1]))
+        outer = values.shape[:-1]
+        least = np.finfo(np.float16).min
         return {
-            "indices": order.astype(np.min_scalar_type(values.shape[-1] - 1)),
-            "values": np.maximum(logp, np.finfo(np.float16).min).astype(np.float16),
-            "logsumexp": total[..., 0].astype(np.float32),
-            "tail": tail.astype(np.float32),
+            "indices": found.order.astype(class_dtype(values.shape[-1])).reshape(*outer, self.k),
+            "values": np.maximum(found.values, least).astype(np.float16).reshape(*outer, self.k),
+            "logsumexp": found.total.astype(np.float32).reshape(outer),
+            "tail": found.tail.astype(np.float32).reshape(outer),
         }
 
-    def _largest(self, logits: Array) -> Array:
+    def largest(self, logits: Array) -> Largest:
+        """What is to be kept of (n, classes) logits, before it is rounded; SignalError as encode."""
+        n = len(logits)
+        found = Largest(
+            np.empty((n, self.k), np.int64), np.empty((n, self.k)), np.empty(n), np.empty(n)
+        )
+        for some in blocks(logits):
+            row = softmax(logits[some])
+            order = self._order(row.logits)
+            found.order[some] = order
+            found.values[some] = np.take_along_axis(row.logits, order, -1) - row.total
+            found.total[some] = row.total[:, 0]
+            # Summed over what is left out: one minus the sum over the k would lose small tails.
+            np.put_along_axis(row.weights, order, 0.0, -1)
+            found.tail[some] = row.weights.sum(axis=-1) / row.mass[:, 0]
+        return found
+
+    def _order(self, logits: Array) -> Array:
         """(n, k) indices of the k largest: falling value, ties by rising index on any machine."""
         least = np.partition(logits, -self.k, axis=-1)[:, -self.k, None]
         chosen = logits >= least
@@ -99,24 +119,11 @@ class TopK:
             raise CorruptShardError("a stored log-probability, log-sum-exp or tail cannot be")
         rest = max(shape[-1] - self.k, 1)
         with np.errstate(divide="ignore"):
-            share = np.maximum(np.log(parts["tail"][..., None] / np.float32(rest)), _FLOOR)
+            share = np.maximum(np.log(parts["tail"][..., None] / np.float32(rest)), FLOOR)
         dense = np.broadcast_to(share, (len(indices), *shape)).astype(np.float32)
         np.put_along_axis(dense, indices, parts["values"].astype(np.float32), -1)
         return dense + logsumexp
 
     def error(self, values: Array, decoded: Array) -> dict[str, float]:
         """Mean KL(teacher || decoded) in nats, and the mean difference of probabilities (L1)."""
-        p, q = _log_softmax(values), _log_softmax(decoded)
-        if p.size == 0:
-            return {"kl": 0.0, "l1": 0.0}
-        possible = p > -np.inf
-        kl = (np.exp(p) * np.where(possible, np.where(possible, p, 0.0) - q, 0.0)).sum(-1)
-        return {
-            "kl": float(max(kl.mean(), 0.0)),
-            "l1": float(np.abs(np.exp(p) - np.exp(q)).sum(-1).mean()),
-        }
-
-
-def _log_softmax(logits: Array) -> Array:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+        return divergence(values, decoded)

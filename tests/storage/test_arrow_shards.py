@@ -168,3 +168,92 @@ def test_a_shard_is_checked_once_however_many_parts_it_has(
     rows.read(np.array([0, 1]))
     rows.read(np.array([1]))
     assert checked == [file]
+
+
+class TestRaggedInt8(ArrowTests):
+    encoding = "int8"
+
+
+class TestRaggedDraws(ArrowTests):
+    encoding = "sampled(6)"
+
+    def elements(self, count: int, random: np.random.Generator) -> NDArray[Any]:
+        return random.standard_normal((count, 300)).astype("f4")
+
+
+class TestPackedTokens(ArrowTests):
+    """Rows of tokens, each row a string of bytes."""
+
+    encoding = "packed(topk(3))"
+
+    def elements(self, count: int, random: np.random.Generator) -> NDArray[Any]:
+        return random.standard_normal((count, 300)).astype("f4")
+
+    def test_other_libraries_see_one_string_of_bytes_for_each_row(self, tmp_path: Path) -> None:
+        (file,) = self.write(tmp_path, 3, 1)[0]
+        with pa.ipc.open_file(str(tmp_path / file.path)) as reader:
+            column = reader.get_batch(0).column("said")
+        assert column.type == pa.large_binary()
+        values = self.values(3, 1)
+        assert isinstance(values, Ragged)
+        assert [len(row) > 0 for row in column.to_pylist()] == [len(row) > 0 for row in values]
+
+
+class TestPackedDraws(TestPackedTokens):
+    encoding = "packed(sampled(6))"
+
+
+class TestPackedPairs(TestPackedTokens):
+    """Elements that are several positions each."""
+
+    def elements(self, count: int, random: np.random.Generator) -> NDArray[Any]:
+        return random.standard_normal((count, 2, 300)).astype("f4")
+
+
+class TestPackedRowsOfOneShape(ArrowTests):
+    """Fixed shapes lie in Arrow too when they are packed, and come back as an array."""
+
+    encoding = "packed(topk(3),100)"
+
+    def values(self, rows: int, seed: int) -> Values:
+        return np.random.default_rng(seed).standard_normal((rows, 4, 300)).astype("f4")
+
+    def test_values_of_another_kind_are_refused(self, tmp_path: Path) -> None:
+        for wrong in (Ragged.of([np.zeros((4, 300), "f4")] * 4), ["a"] * 4):
+            with pytest.raises(SignalError, match="'said' has rows of one shape"):
+                self.format().write(tmp_path, self.signal(), 0, 4, wrong)
+        assert not list(tmp_path.iterdir())
+
+
+class TestPackedEmptyRows(ArrowTests):
+    encoding = "packed(topk(3))"
+
+    def values(self, rows: int, seed: int) -> Values:
+        return Ragged(np.zeros((0, 5), "f4"), np.zeros(rows + 1, np.int64))
+
+
+class TestPackedRowsOfOnePosition(TestPackedRowsOfOneShape):
+    encoding = "packed(sampled(9))"
+
+    def values(self, rows: int, seed: int) -> Values:
+        return np.random.default_rng(seed).standard_normal((rows, 300)).astype("f4")
+
+
+@pytest.mark.parametrize("name", ["packed(topk(2))", "packed(sampled(4))"])
+def test_a_packed_file_of_another_shape_is_caught_and_parts_are_copied_as_they_lie(
+    tmp_path: Path, name: str
+) -> None:
+    values = np.random.default_rng(0).standard_normal((4, 3, 9)).astype("f4")
+    signal = Signal.of("s", values, name)
+    (file,) = ArrowShards().write(tmp_path, signal, 0, 4, values)
+    run = Run(0, 4, tmp_path, 0, {"s": file})
+    parts = ArrowShards().open(signal, [run], check=True).read(np.arange(4), decode=False)
+    assert ArrowShards().write_parts(tmp_path / "copy", signal, 0, 4, parts) == [file]
+    assert (tmp_path / "copy" / file.path).read_bytes() == (tmp_path / file.path).read_bytes()
+    for shape in ((2, 9), (9,), (6, 9)):
+        other = Signal("s", shape, "float32", name)
+        with pytest.raises(CorruptShardError, match="shape"):
+            ArrowShards().open(other, [run], check=True).read(np.arange(4))
+    again = Signal("s", (None, 9), "float32", name)
+    found = ArrowShards().open(again, [run], check=True).read(np.arange(4))
+    assert found.lengths.tolist() == [3] * 4

@@ -137,7 +137,9 @@ def test_raw_gives_back_the_same_bytes(values: NDArray[Any]) -> None:
         st.tuples(st.integers(0, 5), st.integers(3, 300)),
         elements=st.floats(-80, 80, width=32),
     ),
-    st.sampled_from(["raw", "float32", "float16", "bfloat16", "topk(1)", "topk(3)"]),
+    st.sampled_from(
+        ["raw", "float32", "float16", "bfloat16", "int8", "topk(1)", "topk(3)", "sampled(5)"]
+    ),
 )
 def test_predicted_parts_and_bytes_are_those_of_the_encoded_arrays(
     values: NDArray[Any], name: str
@@ -180,8 +182,30 @@ def test_integers_can_be_narrowed_to_floats_but_records_and_booleans_cannot() ->
 
 
 @pytest.mark.parametrize(
-    "name", ["", "float8", "topk", "topk(0)", "topk(-1)", "topk(1.5)", "topk(3) ", "topk(٣)x"]
+    "name",
+    [
+        *(
+            "",
+            "float8",
+            "topk",
+            "topk(0)",
+            "topk(-1)",
+            "topk(1.5)",
+            "topk(3) ",
+            "topk(٣)x",
+            "topk(1٣)",
+        ),
+        *(
+            "int8(3)",
+            "sampled",
+            "sampled(0)",
+            "packed",
+            "packed()",
+            "packed(raw)",
+            "packed(topk(3)",
+        ),
+    ],
 )
 def test_an_unknown_encoding_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(FormatError, match="known: raw, float32, float16, bfloat16, topk"):
+    with pytest.raises(FormatError, match="known: raw, float32, float16, bfloat16, int8, topk"):
         encoding(name)

@@ -104,7 +104,10 @@ def test_a_large_vocabulary_and_outer_axes() -> None:
 
 @pytest.mark.parametrize(
     ("classes", "dtype"),
-    [(2, "uint8"), (256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")],
+    [
+        *((2, "uint8"), (255, "uint8"), (256, "uint8"), (257, "uint16")),
+        *((65535, "uint16"), (65536, "uint16"), (65537, "uint32")),
+    ],
 )
 def test_indices_are_as_narrow_as_the_vocabulary_allows(classes: int, dtype: str) -> None:
     logits = np.zeros((1, classes))

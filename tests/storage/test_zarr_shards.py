@@ -52,6 +52,14 @@ class TestBfloat16(ZarrTests):
     encoding = "bfloat16"
 
 
+class TestInt8(ZarrTests):
+    encoding = "int8"
+
+
+class TestDraws(ZarrTests):
+    encoding = "sampled(4)"
+
+
 class TestTopK(ZarrTests):
     encoding = "topk(2)"
 
