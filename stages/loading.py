@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from stillroom.stages.rows import Rows, find_rows
+from stillroom.stages.view_replay import Replay
 from stillroom.storage.errors import RowsError
 from stillroom.storage.keys import KeyList, as_keys
 from stillroom.storage.ragged import Ragged
@@ -35,8 +36,12 @@ class Loader:
         *,
         batch_size: int,
         seed: int = 0,
+        replay: Replay | None = None,
     ) -> None:
         """Join `keys` with the data set and with the reader's snapshot (None: no teacher read).
+
+        With a `replay` of the same keys and snapshot, batches are of views: epoch e of view
+        1 + e mod K, with the teacher's answers to exactly that view.
 
         Raises RowsError or UnknownRowError naming the rows that are missing.
         """
@@ -47,10 +52,14 @@ class Loader:
         if len(self._places) == 0:
             raise RowsError("no rows were chosen; there is nothing to load")
         self._halves: dict[str, torch.dtype] = {}
-        self._positions = np.zeros(0, np.int64)
+        self._positions, self._replay = np.zeros(0, np.int64), replay
+        if replay is not None:
+            _require_same(replay, self.keys, reader)
+            replay.require(self._columns)
         if reader is not None:
-            self._positions = reader.snapshot.positions(self.keys)
-            reader.require(self._positions)
+            if replay is None:
+                self._positions = reader.snapshot.positions(self.keys)
+            reader.require(self._positions if replay is None else replay.positions.reshape(-1))
             coded = {name: reader.snapshot.find(name)[1].encoding for name in reader.names}
             self._halves = {name: _HALVES[e] for name, e in coded.items() if e in _HALVES}
 
@@ -61,11 +70,12 @@ class Loader:
     def epoch(self, number: int) -> Iterator[tuple[NDArray[np.int64], Tensors]]:
         """Shuffled batches: indices into `keys`, and the tensors of those rows."""
         order = np.random.default_rng([self._seed, number]).permutation(len(self._places))
+        view = 1 if self._replay is None else 1 + number % self._replay.views
         for chosen in np.split(order, self._cuts()):
-            yield chosen, self.batch(chosen)
+            yield chosen, self.batch(chosen, view)
 
     def ordered(self) -> Iterator[Tensors]:
-        """Batches in the order of `keys`."""
+        """Batches in the order of `keys`; of views the first."""
         for chosen in np.split(np.arange(len(self._places)), self._cuts()):
             yield self.batch(chosen)
 
@@ -74,15 +84,24 @@ class Loader:
         # A single left-over row joins the batch before it: batch norm cannot train on one row.
         return cuts[:-1] if len(cuts) and len(self._places) - cuts[-1] == 1 else cuts
 
-    def batch(self, chosen: NDArray[np.int64]) -> Tensors:
-        """The tensors of these rows (indices into `keys`)."""
+    def batch(self, chosen: NDArray[np.int64], view: int = 1) -> Tensors:
+        """The tensors of these rows (indices into `keys`); with a replay, of one view of them.
+
+        ViewError for a view that is not as the teacher saw it.
+        """
         tensors: Tensors = {}
-        for name, column in self._rows.read(self._places[chosen], self._columns).items():
+        if self._replay is None:
+            positions = self._positions
+            read = self._rows.read(self._places[chosen], self._columns)
+        else:
+            positions = self._replay.positions[view - 1]
+            read = self._replay.read(chosen, view, self._columns)
+        for name, column in read.items():
             tensors[f"row.{name}"] = (
                 column if isinstance(column, list) else torch.from_numpy(column)
             )
         if self._reader is not None:
-            for name, values in self._decoded(self._reader, self._positions[chosen]).items():
+            for name, values in self._decoded(self._reader, positions[chosen]).items():
                 tensors.update(_tensors(f"teacher.{name}", values))
         return tensors
 
@@ -97,6 +116,14 @@ class Loader:
             wide = torch.from_numpy(bits.view(np.int16)).view(self._halves[name]).float()
             decoded[name] = wide if ragged is None else Ragged(wide.numpy(), ragged.offsets)
         return decoded
+
+
+def _require_same(replay: Replay, keys: Any, reader: Reader | None) -> None:
+    """ValueError when views are of other rows, or of another snapshot, than what is read beside."""
+    other = replay.snapshot if reader is None else reader.snapshot
+    same = (other.cache, other.number) == (replay.snapshot.cache, replay.snapshot.number)
+    if not replay.keys.equals(keys) or not same:
+        raise ValueError("the replay is of other keys or of another snapshot than the loader")
 
 
 _HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -11,9 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stillroom.stages.rows import Rows, find_rows
+from stillroom.stages.view_plan import ViewPlan
+from stillroom.stages.view_replay import Replay, base_columns
+from stillroom.stages.views import own_columns
 from stillroom.storage.errors import RowsError, listed
 from stillroom.storage.folder import Hashes
 from stillroom.storage.identity import digest
+from stillroom.storage.pairs import spelled
 from stillroom.storage.reader import Reader
 from stillroom.storage.snapshot import Snapshot
 
@@ -58,6 +62,53 @@ class Reading:
         known: list[Any] = self._known[split, name]
         return known
 
+    def viewed(
+        self, columns: Sequence[str], signals: Sequence[str], split: str, views: int
+    ) -> dict[str, Any]:
+        """What a student reads that trains on views: rows, partners, and answers to every view.
+
+        Raises what `Replay` does, and RowsError for rows that are not what the teacher saw.
+        """
+        assert self._snapshot is not None
+        asked = (split, ("views", str(views), *signals))
+        if asked not in self._known:
+            self._known[asked] = Replay(
+                self._rows, self._snapshot, self._splits[split], views=views, signals=signals
+            )
+        replay: Replay = self._known[asked]
+        replay.require(columns)
+        data = self.content(base_columns(columns), split)
+        others = tuple(sorted(c.removeprefix("partner.") for c in columns if "partner." in c))
+        if others:
+            data = [*data, _digest(self._of_rows(others)[replay.partners.reshape(-1)])]
+        names = [*signals, *(f"{teacher}/view" for teacher in replay.teachers)]
+        answered = {name: self._viewed(name, split, replay) for name in names}
+        return {"data": data, "teacher": answered}
+
+    def _viewed(self, name: str, split: str, replay: Replay) -> list[Any]:
+        assert self._snapshot is not None
+        index, signal = self._snapshot.find(name)
+        source = self._snapshot.sources[index]
+        positions = replay.positions.reshape(-1)
+        Reader(self._snapshot, [name], check=False).require(positions)
+        seen = self._snapshot.hashes(name)[positions]
+        inputs = tuple(sorted(own_columns(source.inputs, replay.plan)))
+        if set(inputs) <= set(self._rows.columns):
+            own = self._of_rows(inputs)
+            now = [replay.content(own, view) for view in range(1, replay.views + 1)]
+            changed = (seen != np.concatenate(now)).reshape(replay.views, -1).any(axis=0)
+            self._require_unchanged(np.flatnonzero(changed), source.teacher, name, split)
+        return [source.digest, signal.to_json(), _digest(seen)]
+
+    def _require_unchanged(self, changed: Int64s, teacher: str, name: str, split: str) -> None:
+        if len(changed):
+            keys = spelled(self._splits[split].take(pa.array(changed)))
+            raise RowsError(
+                f"{len(changed):,} rows of split {split!r} changed since teacher {teacher!r} answered "
+                f"for {name!r}: {listed(keys)}. Run teach() over this data set and train on the "
+                "snapshot that it returns"
+            )
+
     def _taught(self, name: str, split: str) -> list[Any]:
         assert self._snapshot is not None
         keys = self._splits[split]
@@ -66,15 +117,12 @@ class Reading:
         index, signal = self._snapshot.find(name)
         source = self._snapshot.sources[index]
         seen = self._snapshot.hashes(name)[positions]
-        if set(source.inputs) <= set(self._rows.columns):
-            now = self._of_rows(tuple(sorted(source.inputs)))[self._where(split)]
-            if len(changed := np.flatnonzero(seen != now)):
-                raise RowsError(
-                    f"{len(changed):,} rows of split {split!r} changed since teacher "
-                    f"{source.teacher!r} answered for {name!r}: "
-                    f"{listed(keys[int(i)].as_py() for i in changed)}. Run teach() over this data set "
-                    "and train on the snapshot that it returns"
-                )
+        # Of a teacher that was shown views: this is view 0, whose content is that of the row.
+        viewed = self._snapshot.identity(name).get("views")
+        inputs = own_columns(source.inputs, ViewPlan.from_json(viewed) if viewed else None)
+        if set(inputs) <= set(self._rows.columns):
+            now = self._of_rows(tuple(sorted(inputs)))[self._where(split)]
+            self._require_unchanged(np.flatnonzero(seen != now), source.teacher, name, split)
         return [source.digest, signal.to_json(), _digest(seen)]
 
     def _of_rows(self, columns: tuple[str, ...]) -> Hashes:

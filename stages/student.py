@@ -29,12 +29,17 @@ class Fit:
     """One cycle of warm-up and annealing (Smith and Topin 2019), or a constant rate."""
     evaluate_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
+    views: int = 0
+    """0: rows as they are. K: epoch e is of view 1 + e mod K, as the teacher saw it; evaluation is
+    always of rows as they are."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
         counts = (self.epochs, self.batch_size, self.evaluate_every)
         if min(counts) < 1 or not self.learning_rate > 0:
             raise ValueError(f"epochs, batch size and learning rate must be positive: {self}")
+        if self.views < 0:
+            raise ValueError(f"views counts from 0 (rows as they are), found {self.views}")
         if self.schedule not in ("onecycle", "constant"):
             raise ValueError(f"schedule is onecycle or constant, found {self.schedule!r}")
 
@@ -74,12 +79,15 @@ class Student:
 
     def identity(self) -> dict[str, Any]:
         """Architecture, recipe, optimisation and seed; without its name or any path."""
+        fit = asdict(self.fit)
+        if not self.fit.views:
+            del fit["views"]  # as it was spelled before there were views
         return {
             "build": code_identity(self.build),
             "recipe": self.recipe.identity(),
             "inputs": list(self.inputs),
             "layers": dict(self.layers),
-            "fit": asdict(self.fit),
+            "fit": fit,
             "seed": self.seed,
             "libraries": {
                 "stillroom": importlib.metadata.version("stillroom"),

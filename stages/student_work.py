@@ -14,6 +14,7 @@ import pyarrow as pa
 from stillroom.stages.evaluating import Evaluation
 from stillroom.stages.rows import Rows
 from stillroom.stages.student import Student
+from stillroom.stages.view_replay import Replay
 from stillroom.storage.errors import StillroomError
 from stillroom.storage.files import write_atomic, write_json
 from stillroom.storage.reader import Reader
@@ -56,6 +57,7 @@ class StudentWorker:
         """Nothing is read yet."""
         self._work = work
         self._readers: dict[tuple[str, ...], Reader] = {}
+        self._replays: dict[tuple[Any, ...], Replay] = {}
 
     def _reader(self, signals: tuple[str, ...]) -> Reader | None:
         if not signals:
@@ -67,6 +69,18 @@ class StudentWorker:
         if signals not in self._readers:
             self._readers[signals] = Reader(self._work.snapshot, signals)
         return self._readers[signals]
+
+    def _replay(self, student: Student) -> Replay | None:
+        """The views that it trains on; found once for all students that read the same."""
+        work, views, signals = self._work, student.fit.views, student.recipe.reads
+        if not views or work.snapshot is None:
+            return None
+        wanted = (student.split, views, signals)
+        if wanted not in self._replays:
+            self._replays[wanted] = Replay(
+                work.rows, work.snapshot, work.splits[student.split], views=views, signals=signals
+            )
+        return self._replays[wanted]
 
     def __call__(self, task: StudentTask) -> dict[str, Any]:
         """Train and evaluate, store the weights and then the record; return it."""
@@ -96,6 +110,7 @@ class StudentWorker:
             self._reader(student.recipe.reads),
             batch_size=student.fit.batch_size,
             seed=student.seed,
+            replay=self._replay(student),
         )
         held_out = Loader(
             work.rows,

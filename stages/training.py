@@ -14,6 +14,7 @@ from stillroom.stages.rows import Rows, require_columns
 from stillroom.stages.student import Record, Student
 from stillroom.stages.student_work import StudentTask, StudentWork
 from stillroom.stages.teaching import Mapper
+from stillroom.stages.view_replay import base_columns
 from stillroom.storage.code import code_identity
 from stillroom.storage.errors import NotACacheError, RowsError, UnknownSignalError, nearest
 from stillroom.storage.identity import digest
@@ -57,7 +58,11 @@ def plan_train(
     keys = {name: as_keys(chosen) for name, chosen in splits.items()}
     reading = Reading(rows, snapshot, keys)
 
-    def identified(columns: Sequence[str], signals: Sequence[str], split: str) -> dict[str, Any]:
+    def identified(
+        columns: Sequence[str], signals: Sequence[str], split: str, views: int = 0
+    ) -> dict[str, Any]:
+        if views:
+            return reading.viewed(columns, signals, split, views)
         return {
             "data": reading.content(columns, split),
             "teacher": {name: reading.teacher(name, split) for name in signals},
@@ -69,7 +74,9 @@ def plan_train(
         measured = (*student.inputs, *evaluation.columns)
         identity = {
             "student": student.identity(),
-            **identified(student.columns, student.recipe.reads, student.split),
+            **identified(
+                *(student.columns, student.recipe.reads, student.split, student.fit.views)
+            ),
             "evaluation": {
                 "measure": code_identity(evaluation.measure),
                 **identified(measured, evaluation.signals, evaluation.split),
@@ -132,8 +139,14 @@ def _check(
                 f"two students are called {student.name!r} with seed {student.seed}; give each its name"
             )
         seen.add((student.name, student.seed))
-        require_columns(rows, student.columns, f"student {student.name!r}")
+        columns = base_columns(student.columns) if student.fit.views else student.columns
+        require_columns(rows, columns, f"student {student.name!r}")
         _require_signals(student.recipe.reads, snapshot, f"recipe {student.recipe.name!r}")
+        if student.fit.views and snapshot is None:
+            raise NotACacheError(
+                f"student {student.name!r} trains on views, which are replayed from a cache; give "
+                "train() the snapshot that teach() returned"
+            )
         if student.split not in splits:
             raise RowsError(f"no split {student.split!r}; {nearest(student.split, splits)}")
     require_columns(rows, evaluation.columns, "the evaluation")

@@ -224,9 +224,12 @@ def _plain(thing: Any) -> Any:
 
 _OWN_METHODS = tuple(
     f"stillroom.{name}"
-    for name in ("stages.objectives", "stages.heads", "stages.recipes", "workflows.digits")
+    for name in (
+        *("stages.objectives", "stages.heads", "stages.recipes", "stages.view_"),
+        "workflows.digits",
+    )
 )
-"""stillroom's own code that is part of what a student learns, and so counts by source."""
+"""stillroom's own code that is part of what a student learns or sees, and so counts by source."""
 
 
 def _counts_by_source(module: str) -> bool:

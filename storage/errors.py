@@ -44,8 +44,16 @@ class SignalError(StillroomError, ValueError):
     """A teacher answered something that cannot be stored: shape, dtype, row count, NaN."""
 
 
+class IdentityError(StillroomError, ValueError):
+    """A teacher is not the one whose answers are to be stored: its files or packages are others."""
+
+
 class CorruptShardError(StillroomError, OSError):
     """Stored bytes are not what was written: truncated, missing or flipped."""
+
+
+class ViewError(StillroomError, ValueError):
+    """A view of a row cannot be replayed as the teacher saw it."""
 
 
 class StoreFullError(StillroomError, OSError):

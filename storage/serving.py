@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +12,54 @@ from numpy.typing import NDArray
 
 from stillroom.storage.folder import Ask, Hashes
 from stillroom.storage.keys import KeyIndex
-from stillroom.storage.segment import Segment
+from stillroom.storage.place import Place
+from stillroom.storage.signal import Signal
 
 Int64s = NDArray[np.int64]
+
+
+class Stored(Protocol):
+    """What of a segment says which rows it serves."""
+
+    @property
+    def path(self) -> Place:
+        """Its folder."""
+
+    @property
+    def digest(self) -> str:
+        """Of the teacher's identity."""
+
+    @property
+    def signals(self) -> Mapping[str, Signal]:
+        """Its signals by name."""
+
+    @property
+    def keys(self) -> pa.Array:
+        """The key of each slot."""
+
+    @property
+    def hashes(self) -> Hashes:
+        """The content hash of each slot."""
+
+    def served(self) -> NDArray[np.bool_]:
+        """(rows,) bool: slots whose shard was finished."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A segment as it will be, before it is sealed."""
+
+    path: Place
+    digest: str
+    signals: Mapping[str, Signal]
+    keys: pa.Array
+    hashes: Hashes
+    finished: NDArray[np.bool_]
+    """(rows,) bool: slots that will serve."""
+
+    def served(self) -> NDArray[np.bool_]:
+        """As `Segment.served`."""
+        return self.finished
 
 
 @dataclass(frozen=True)
@@ -42,7 +88,7 @@ class Content:
         self.keys, self.hashes = keys, hashes
         self._index = KeyIndex(keys)
 
-    def slots(self, segments: Sequence[Segment], digest: str, name: str, ask: Ask) -> Slots:
+    def slots(self, segments: Sequence[Stored], digest: str, name: str, ask: Ask) -> Slots:
         """Where a signal of the teacher with that identity is stored for each row.
 
         A slot serves a row when key and content hash agree; newer segments win.

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,14 +23,22 @@ from stillroom.storage.errors import (
     GARBLED,
     CorruptShardError,
     FormatError,
+    StillroomError,
     UnknownRowError,
     UnknownSignalError,
     listed,
     nearest,
 )
-from stillroom.storage.files import read_json, with_checksum, write_atomic, write_json
+from stillroom.storage.files import (
+    json_bytes,
+    read_json,
+    with_checksum,
+    write_atomic,
+    write_json,
+)
 from stillroom.storage.folder import FORMAT, READABLE, Hashes
 from stillroom.storage.keys import KeyIndex, KeyList, as_keys
+from stillroom.storage.pairs import join_keys, key_type, spelled
 from stillroom.storage.place import Place
 from stillroom.storage.segment import Segment
 from stillroom.storage.shards import Run, inside
@@ -46,6 +56,24 @@ _SCHEMA = pa.schema(
     ]
 )
 _SEGMENT = re.compile(r"[0-9]{4,9}-[A-Za-z0-9_-]{1,100}")
+_SNAPSHOT = re.compile(r"([0-9]{6}|[1-9][0-9]{6,8})\.json")
+_RUNS = re.compile(r"[0-9]{6,9}(-[0-9a-f]{8})?\.arrow")
+
+
+def is_segment(name: str) -> bool:
+    """Whether a folder of that name in `segments` is a draft's or a segment's."""
+    return _SEGMENT.fullmatch(name) is not None
+
+
+def snapshot_number(name: str) -> int | None:
+    """The number of the snapshot whose JSON has that name; None for any other file."""
+    match = _SNAPSHOT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def is_runs(name: str) -> bool:
+    """Whether a file of that name in `snapshots` holds the runs of a snapshot."""
+    return _RUNS.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -98,6 +126,21 @@ def write_snapshot(
 
     FileExistsError when another process wrote a snapshot of that number first.
     """
+    runs, content, described = _spelled(number, served, parent, why)
+    write_atomic(folder / runs, [content])
+    write_json(folder / f"{number:06d}.json", described, new=True)
+
+
+def snapshot_bytes(served: Sequence[Served], parent: int | None, why: str) -> int:
+    """How many bytes a snapshot would take."""
+    _, content, described = _spelled((parent or 0) + 1, served, parent, why)
+    return len(content) + len(json_bytes(described))
+
+
+def _spelled(
+    number: int, served: Sequence[Served], parent: int | None, why: str
+) -> tuple[str, NDArray[np.uint8], dict[str, Any]]:
+    """The name and the bytes of the file of runs, and the JSON beside it."""
     held = np.any([s.segment >= 0 for s in served], axis=0)
     # The order of slots, not that of the data set: rows that moved change nothing.
     keys: list[NDArray[Any]] = []
@@ -118,7 +161,6 @@ def write_snapshot(
     content, checksum = table_bytes(batch)
     # Named by its content: of two that write the same number at once, neither harms the other.
     runs = f"{number:06d}-{checksum}.arrow"
-    write_atomic(folder / runs, [content])
     described = {
         "format": FORMAT,
         "number": number,
@@ -129,7 +171,7 @@ def write_snapshot(
         "crc32c": checksum,
         "sources": [s.source.to_json() for s in served],
     }
-    write_json(folder / f"{number:06d}.json", with_checksum(described), new=True)
+    return runs, content, with_checksum(described)
 
 
 def _runs(segment: Int64s, slot: Int64s) -> Iterable[tuple[int, int]]:
@@ -214,12 +256,16 @@ class Snapshot:
             or not ((start <= self.rows - rows) & (slot < 2**62)).all()
         ):
             raise CorruptShardError(f"{path} holds runs outside its {self.rows:,} rows")
+        for name in batch.column("segment").unique().to_pylist():
+            if not is_segment(name):
+                raise FormatError(f"{path} names a segment {name!r} outside the cache")
         return batch
 
     def stretches(self) -> list[tuple[int, int, int, str, int]]:
         """(source, start, rows, segment's name, slot) of every run, as they are stored.
 
-        CorruptShardError when the runs cannot be read; the segments themselves are not looked at.
+        CorruptShardError when the runs cannot be read, FormatError for a name that would leave the
+        cache; the segments themselves are not looked at.
         """
         columns = [self._table.column(name).to_pylist() for name in _SCHEMA.names]
         return list(zip(*columns, strict=True))
@@ -230,21 +276,19 @@ class Snapshot:
         return folder / f"{self.number:06d}.json", folder / self._runs
 
     def _source_runs(self, source: int) -> list[tuple[int, int, Segment, int]]:
-        found = []
+        found, served = [], dict[str, int]()
         for index, start, rows, name, slot in self.stretches():
             if index == source:
                 segment = self._holder(name, source)
-                if slot + rows > segment.rows:
+                served[name] = served.get(name, 0) + rows
+                # The sum bounds what a made-up snapshot can make us allocate.
+                if max(slot + rows, served[name]) > segment.rows:
                     raise CorruptShardError(f"{segment.path} has no slots up to {slot + rows:,}")
                 found.append((start, rows, segment, slot))
         return found
 
     def _segment(self, name: str) -> Segment:
         if name not in self._segments:
-            if not _SEGMENT.fullmatch(name):
-                raise FormatError(
-                    f"snapshot {self.number} names a segment {name!r} outside the cache"
-                )
             self._segments[name] = Segment(self.cache / "segments" / name)
         return self._segments[name]
 
@@ -260,6 +304,12 @@ class Snapshot:
                 )
         return segment
 
+    def identity(self, name: str) -> dict[str, Any]:
+        """The identity of the teacher that gives a signal; empty where it serves no row."""
+        index = self.find(name)[0]
+        serving = [segment for source, _, _, segment, _ in self.stretches() if source == index]
+        return self._segment(serving[0]).identity if serving else {}
+
     def runs(self, name: str) -> list[Run]:
         """Where a signal's rows lie, cut at the borders of shards."""
         source, signal = self.find(name)
@@ -271,14 +321,14 @@ class Snapshot:
 
     def hashes(self, name: str) -> Hashes:
         """Each position's content hash, as the signal's teacher read the row; zeros if not served."""
-        found = np.zeros(self.rows, "V16")
+        found = np.zeros(len(self.keys), "V16")
         for start, rows, segment, slot in self._source_runs(self.find(name)[0]):
             found[start : start + rows] = segment.hashes[slot : slot + rows]
         return found
 
     @cached_property
     def keys(self) -> pa.Array:
-        """The key of each position: Arrow int64 or large_string."""
+        """The key of each position: Arrow int64 or large_string, pairs where there are views."""
         pieces: dict[int, pa.Array] = {}
         runs = [run for source in range(len(self.sources)) for run in self._source_runs(source)]
         if self.rows > sum(run[1] for run in runs):
@@ -292,6 +342,17 @@ class Snapshot:
                     pieces[start] = segment.keys.slice(slot, rows)
         return _joined(pieces, self.rows)
 
+    def hold(self) -> None:
+        """Map its tables of keys now, so that they stay readable when a prune removes the files.
+
+        What is damaged is named when it is needed. Objects cannot be held.
+        """
+        if isinstance(self.cache, Path):
+            with suppress(StillroomError):
+                for source in range(len(self.sources)):
+                    for _, _, segment, _ in self._source_runs(source):
+                        _ = segment.keys
+
     @cached_property
     def _index(self) -> KeyIndex:
         return KeyIndex(self.keys)
@@ -301,8 +362,7 @@ class Snapshot:
         wanted = as_keys(keys)
         places = self._index.find(wanted)
         if (places < 0).any():
-            named = zip(wanted.to_pylist(), places, strict=True)
-            unknown = [key for key, place in named if place < 0]
+            unknown = spelled(wanted.filter(pa.array(places < 0)))
             raise UnknownRowError(
                 f"{len(unknown):,} of {len(places):,} rows are not in snapshot {self.number} of "
                 f"{self.cache}: {listed(unknown)}. Teach them first: call teach() with a data set "
@@ -323,6 +383,6 @@ def _joined(pieces: Mapping[int, pa.Array], rows: int) -> pa.Array:
             end = start + len(piece)
     if end != rows:
         raise CorruptShardError(f"the snapshot's runs cover {end:,} of its {rows:,} rows")
-    if len({piece.type for piece in ordered}) > 1:
+    if len({key_type(piece) for piece in ordered}) > 1:
         raise CorruptShardError("the snapshot's keys are numbers in one segment, texts in another")
-    return pa.concat_arrays(ordered) if ordered else pa.array([], pa.int64())
+    return join_keys(ordered) if ordered else pa.array([], pa.int64())

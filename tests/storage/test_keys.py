@@ -74,7 +74,7 @@ def test_strings_of_every_kind_become_large_strings(given_keys: Any) -> None:
         [None, None],
         [1, None],
         ["a", None],
-        [(1, 2)],
+        [(1, 2, 3)],
         ["\ud800"],
         [2**63],
         [-(2**63) - 1],
