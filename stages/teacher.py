@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from stillroom.stages.assets import Assets, asset_digests, asset_paths
 from stillroom.stages.rows import Batch
 from stillroom.storage.code import code_identity
 from stillroom.storage.folder import Ask
@@ -60,14 +61,19 @@ class FunctionTeacher:
     """Encoding by signal; raw where none is named."""
     version: str = ""
     """Enters the identity: change it when the answer changes for a reason that code does not show."""
+    assets: Assets = field(default_factory=dict)
+    """Files that decide the numbers, by role: their bytes are part of the identity, where they lie is
+    not. `answer` gets them as `assets=`: paths and bytes by role."""
 
     def asks(self) -> Mapping[str, Ask]:
         """Every signal by name."""
         return {name: Ask(self.encodings.get(name, "raw"), "") for name in self.signals}
 
     def identity(self) -> dict[str, Any]:
-        """The function's code, the version and numpy's version."""
+        """The function's code, the assets, the version and numpy's version."""
+        assets = {"assets": asset_digests(self.assets)} if self.assets else {}
         return {
+            **assets,
             "kind": "function",
             "code": code_identity(self.answer),
             "inputs": list(self.inputs),
@@ -77,4 +83,5 @@ class FunctionTeacher:
 
     def load(self) -> Answer:
         """The function over a batch's columns."""
-        return lambda batch: self.answer(**batch)
+        assets = {"assets": asset_paths(self.assets)} if self.assets else {}
+        return lambda batch: self.answer(**batch, **assets)

@@ -3,41 +3,58 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from stillroom.stages import recipes
+from stillroom.storage.books import FOLDER as BOOKS
 from stillroom.storage.cache import Cache
+from stillroom.storage.errors import StillroomError
+from stillroom.storage.files import children, read_json, size_of
+from stillroom.storage.identity import differences
+from stillroom.storage.place import Place
+from stillroom.storage.segment import Segment
+from stillroom.storage.snapshot import Snapshot
 
 
-def describe_cache(path: str) -> dict[str, Any]:
-    """Snapshots, segments and their teachers' identities, as plain JSON."""
+def describe_cache(path: str | Place) -> dict[str, Any]:
+    """Snapshots, teachers with their identities, segments, as plain JSON; times in seconds since 1970."""
     cache = Cache(path)
     snapshots = [cache.snapshot(number) for number in cache.snapshots()]
+    segments = cache.segments()
+    books = [size for b in children(cache.path / BOOKS) if (size := size_of(b)) is not None]
     return {
         "path": str(path),
+        "bytes": sum(s.bytes for s in segments) + sum(books),
+        "books": {"count": len(books), "bytes": sum(books)},
         "snapshots": [
             {
                 "number": s.number,
                 "rows": s.rows,
+                "parent": s.parent,
                 "why": s.why,
+                "at": _made_at(cache.path / "snapshots" / "made" / f"{s.number:06d}.json"),
                 "signals": {n: signal.to_json() for n, signal in s.signals.items()},
             }
             for s in snapshots
         ],
+        "teachers": _teachers(segments, snapshots),
         "segments": [
             {
                 "name": s.path.name,
                 "teacher": s.teacher,
+                "digest": s.digest,
                 "identity": s.identity,
                 "rows": int(s.served().sum()),
                 "bytes": s.bytes,
+                "why": s.why,
+                "at": _made_at(s.path / "made" / "begun.json"),
                 "signals": {
                     n: {**signal.to_json(), "bytes": s.signal_bytes[n], "error": s.errors[n]}
                     for n, signal in s.signals.items()
                 },
             }
-            for s in cache.segments()
+            for s in segments
         ],
         "unfinished": [
             {
@@ -51,32 +68,42 @@ def describe_cache(path: str) -> dict[str, Any]:
     }
 
 
-def print_cache(described: Mapping[str, Any]) -> None:
-    """The same for a person."""
-    from rich.console import Console
-    from rich.table import Table
+def _teachers(segments: Sequence[Segment], snapshots: Sequence[Snapshot]) -> list[dict[str, Any]]:
+    """Every teacher with its identities, oldest first, and how each differs from the one before."""
+    found: dict[str, dict[str, list[Segment]]] = {}
+    for segment in segments:
+        found.setdefault(segment.teacher, {}).setdefault(segment.digest, []).append(segment)
+    teachers = []
+    for name, identities in found.items():
+        described: list[dict[str, Any]] = []
+        for digest, mine in identities.items():
+            serves = [s.number for s in snapshots if any(o.digest == digest for o in s.sources)]
+            times = [t for s in mine if (t := _made_at(s.path / "made" / "begun.json")) is not None]
+            before = described[-1]["identity"] if described else None
+            described.append(
+                {
+                    "digest": digest,
+                    "segments": [s.path.name for s in mine],
+                    "rows": sum(int(s.served().sum()) for s in mine),
+                    "bytes": sum(s.bytes for s in mine),
+                    "first": min(times, default=None),
+                    "last": max(times, default=None),
+                    "snapshots": serves,
+                    "differs": [] if before is None else differences(before, mine[0].identity),
+                    "identity": mine[0].identity,
+                }
+            )
+        teachers.append({"name": name, "identities": described})
+    return teachers
 
-    console = Console()
-    for segment in described["segments"]:
-        table = Table(
-            title=f"{segment['name']}: {segment['rows']:,} rows, {segment['bytes']:,} bytes",
-            title_justify="left",
-        )
-        for heading in ("signal", "row", "encoding", "from", "bytes", "error"):
-            table.add_column(heading)
-        for name, s in segment["signals"].items():
-            shape = "x".join("*" if n is None else str(n) for n in s["shape"]) or "1"
-            error = ", ".join(f"{k} {v:.2g}" for k, v in s["error"].items())
-            source = s["source"] or "output"
-            row = (name, f"{s['dtype']}[{shape}]", s["encoding"], source, f"{s['bytes']:,}", error)
-            table.add_row(*row)
-        console.print(table)
-    for draft in described["unfinished"]:
-        done = f"{draft['shards_finished']} of {draft['shards']} shards"
-        console.print(f"{draft['name']}: not finished, {done}; teach again to go on")
-    for s in described["snapshots"]:
-        signals = ", ".join(s["signals"])
-        console.print(f"snapshot {s['number']}: {s['rows']:,} rows, {signals} ({s['why']})")
+
+def _made_at(place: Place) -> int | None:
+    """When something was made, where that is known: it is no part of the cache's content."""
+    try:
+        at = read_json(place).get("at")
+    except StillroomError:
+        return None
+    return at if isinstance(at, int) else None
 
 
 def recipe_lines() -> dict[str, str]:

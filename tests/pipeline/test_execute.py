@@ -66,10 +66,10 @@ def test_a_changed_setting_is_named_and_what_gives_the_same_result_stops_there(
     watch.execute(chain(1))
     watch.execute(chain(3))
     assert watch.why["number"] == "settings.value: 1 became 3"
-    assert watch.why["parity"] == "inputs.number changed"
+    assert watch.why["parity"] == "inputs differ in number"
     assert watch.fresh == ["said"]  # 3 is odd as well
     watch.execute(chain(4))
-    assert watch.why["said"] == "inputs.parity changed"
+    assert watch.why["said"] == "inputs differ in parity"
 
 
 def load(folder: Path, source: str) -> ModuleType:
@@ -108,7 +108,7 @@ def test_a_changed_file_is_named_and_a_moved_one_is_the_same(watch: Watch, tmp_p
     assert watch.fresh == ["one"]
     both[0].write_text("A")  # the first of two files of one name
     watch.execute(Step("one", number, files=both))
-    assert watch.why["one"] == "files.data.csv changed"
+    assert watch.why["one"] == "files differ in data.csv"
 
 
 def test_a_missing_output_is_made_again(watch: Watch) -> None:

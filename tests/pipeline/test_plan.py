@@ -77,7 +77,7 @@ def test_a_step_with_a_preview_is_always_called_and_fresh_when_nothing_came_of_i
     (watch.folder / "5.part").touch()
     watch.execute(growing(3))  # its own settings are the same, its result is not
     assert watch.fresh == []
-    assert watch.why["total"] == "inputs.grow changed"
+    assert watch.why["total"] == "inputs differ in grow"
 
 
 def test_a_step_with_a_preview_that_never_ran_is_not_shown_as_fresh(watch: Watch) -> None:

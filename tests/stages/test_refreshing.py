@@ -154,7 +154,7 @@ def test_a_changed_teacher_answers_all_rows_anew_and_replaces_the_old(
     tmp_path: Path, watched: Watched
 ) -> None:
     snapshot = taught(tmp_path / "c", teacher=plain(answer=tripled))
-    assert "60 rows: the teacher changed (code." in snapshot.why
+    assert "60 rows: the teacher changed (code: doubled became tripled)" in snapshot.why
     assert list(snapshot.signals) == ["logits"]
     np.testing.assert_array_equal(answers(snapshot, data()), images(60)[:, :4] * 3)
     back = taught(tmp_path / "c", teacher=Watched(plain(), tmp_path / "x", forbidden=True))
