@@ -19,8 +19,9 @@ from benchmarks.measuring import Line, Section, Way, interleaved, timed
 from stillroom.pipeline.ray_runner import RayRunner
 from stillroom.pipeline.runner import LocalRunner
 from stillroom.stages.module_teacher import ModuleTeacher
+from stillroom.stages.planning import plan_teach
 from stillroom.stages.rows import ArrayRows
-from stillroom.stages.teaching import plan_teach, teach
+from stillroom.stages.teaching import teach
 from stillroom.storage import Cache, Reader
 
 BATCH = 256

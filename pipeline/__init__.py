@@ -3,10 +3,11 @@
 from stillroom.pipeline.execute import act, execute, plan
 from stillroom.pipeline.ray_runner import RayRunner, RunnerError
 from stillroom.pipeline.runner import LocalRunner, Runner
-from stillroom.pipeline.step import Run, Step
+from stillroom.pipeline.step import Preview, Run, Step
 
 __all__ = [
     "LocalRunner",
+    "Preview",
     "RayRunner",
     "Run",
     "Runner",

@@ -6,12 +6,12 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stillroom.pipeline.step import Result, Run, Step
+from stillroom.pipeline.step import Preview, Result, Run, Step
 from stillroom.storage.code import code_digest
 from stillroom.storage.errors import StillroomError
 from stillroom.storage.files import read_json, write_json
@@ -45,6 +45,12 @@ class StepPlan:
     step: str
     why: str
     """Why it would run; empty when it is fresh."""
+    lines: tuple[str, ...] = ()
+    """What its preview says besides."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """The same as plain JSON."""
+    refused: str = ""
+    """Why it cannot run; empty when it can."""
 
 
 class WorkflowError(ValueError):
@@ -113,7 +119,7 @@ def plan(steps: Sequence[Step], run: Run) -> Iterator[StepPlan]:
     waiting: set[str] = set()
     for step in ordered(steps):
         behind = [needed.name for needed in step.needs if needed.name in waiting]
-        known = _record(run, step)
+        known, shown = _record(run, step), Preview("")
         if behind:
             why = f"after {', '.join(behind)}"
         else:
@@ -121,12 +127,14 @@ def plan(steps: Sequence[Step], run: Run) -> Iterator[StepPlan]:
             why = _why(known, _identity(step, inputs), run)
             if step.preview is not None:
                 # What it would compute says more; without it the step runs all the same.
-                why = step.preview(run, inputs, **step.settings) or why
+                said = step.preview(run, inputs, **step.settings)
+                shown = Preview(said) if isinstance(said, str) else said
+                why = shown.why or why
         if why or known is None:
             waiting.add(step.name)
         else:
             results[step.name] = known["result"]
-        yield StepPlan(step.name, why)
+        yield StepPlan(step.name, why, shown.lines, shown.details, shown.refused)
 
 
 def act(steps: Sequence[Step], run: Run, name: str) -> dict[str, Result]:

@@ -29,6 +29,22 @@ class Run:
     """Steps keep their outputs and their records under it."""
     runner: Runner = field(default_factory=LocalRunner)
     listen: Callable[[Any], None] = _ignore
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the caller wants of previews, by name; each looks for those that it knows."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a step would compute now."""
+
+    why: str
+    """Why it would run; empty when there is nothing to compute."""
+    lines: tuple[str, ...] = ()
+    """What a person may want to know besides."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """The same as plain JSON."""
+    refused: str = ""
+    """Why it cannot run; empty when it can."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,7 @@ class Step:
     """Steps that come before; a change of their results makes this one stale."""
     files: tuple[Path, ...] = ()
     """Files outside the run's folder that it reads; a change of their bytes makes it stale."""
-    preview: Callable[..., str] | None = None
+    preview: Callable[..., str | Preview] | None = None
     """For a step that finds by itself what is stale (teach, train): it is always called, and
     `preview(run, inputs, **settings)` says what it would compute now, "" for nothing."""
     actions: Mapping[str, Callable[..., Result]] = field(default_factory=dict)

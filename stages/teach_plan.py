@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stillroom.stages.estimating import Estimate
 from stillroom.stages.rows import Rows, require_columns
 from stillroom.stages.teacher import Teacher
+from stillroom.stages.viewed_teacher import require_views
 from stillroom.storage.cache import Cache
+from stillroom.storage.draft import Draft
 from stillroom.storage.errors import SignalError
-from stillroom.storage.folder import Ask
+from stillroom.storage.folder import Ask, Folder
 from stillroom.storage.identity import differences, digest
+from stillroom.storage.pairs import same_keys
+from stillroom.storage.receipt import agreed_signals
 from stillroom.storage.segment import Segment
-from stillroom.storage.serving import Content, Slots
+from stillroom.storage.serving import Content, Expected, Slots, Stored
 from stillroom.storage.snapshot import Served, Snapshot, Source
 
 
@@ -27,11 +34,22 @@ class Work:
     asked: Mapping[str, Ask]
     places: NDArray[np.int64]
     """Places of the rows in the data set, rising."""
+    draft: Draft | None = None
+    """What a run that was cut off made of it."""
+    finished: Mapping[int, Any] = field(default_factory=dict)
+    """Receipts of the draft's finished shards, which are kept."""
+
+    @property
+    def kept(self) -> int:
+        """Rows of the finished shards."""
+        if self.draft is None:
+            return 0
+        return sum(s.stop - s.start for s in self.draft.shards() if s.index in self.finished)
 
 
 @dataclass(frozen=True)
 class TeachPlan:
-    """What `teach` would do now. Nothing is loaded or written to make one."""
+    """What `teach` would do now. Nothing is written to make one."""
 
     teacher: str
     digest: str
@@ -42,11 +60,44 @@ class TeachPlan:
     """In words, why rows are to be computed; empty when none are."""
     snapshot: Snapshot | None
     """The snapshot that already serves everything."""
+    changes: tuple[str, ...] = ()
+    """Each field in which the teacher differs from the one that answered before."""
+    kept: int = 0
+    """Rows that a run finished which was cut off; they are not computed again."""
+    estimate: Estimate | None = None
+    """Bytes, seconds, room and N*; None where nothing is to be written, or nobody asked."""
 
     @property
     def to_compute(self) -> int:
         """Rows that the teacher would answer."""
-        return sum(len(work.places) for work in self.work)
+        return sum(len(work.places) - work.kept for work in self.work)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, with every number."""
+        return {
+            "teacher": self.teacher,
+            "digest": self.digest,
+            "rows": self.rows,
+            "to_compute": self.to_compute,
+            "kept": self.kept,
+            "why": self.why,
+            "changes": list(self.changes),
+            "snapshot": None if self.snapshot is None else self.snapshot.number,
+            "estimate": None if self.estimate is None else self.estimate.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A cache as `teach` finds it once it has settled what runs left that were cut off."""
+
+    segments: Sequence[Stored]
+    """Sealed ones, and those that drafts will be sealed to, whose rows are not asked for as a whole."""
+    folders: Sequence[Folder]
+    """All of them, as folders."""
+    work: tuple[Work, ...]
+    salvaged: int
+    """Rows that only drafts will serve which are sealed."""
 
 
 class TeachState:
@@ -60,6 +111,7 @@ class TeachState:
         if not self.asked:
             raise SignalError(f"teacher {teacher.name!r} gives no signals; name at least one")
         self.identity = teacher.identity()
+        require_views(rows, self.identity, teacher.name)
         self.digest = digest(self.identity)
         self.inputs = tuple(teacher.inputs)
 
@@ -96,11 +148,11 @@ class TeachState:
             else None
         )
 
-    def slots(self, segments: Sequence[Segment]) -> dict[str, Slots]:
+    def slots(self, segments: Sequence[Stored]) -> dict[str, Slots]:
         """Where each asked signal is stored for each row."""
         return {n: self.own.slots(segments, self.digest, n, a) for n, a in self.asked.items()}
 
-    def work(self, segments: Sequence[Segment]) -> list[Work]:
+    def work(self, segments: Sequence[Stored]) -> list[Work]:
         """Rows to compute, grouped by the signals that they lack."""
         missing = {name: slots.missing for name, slots in self.slots(segments).items()}
         # A number for each row whose bits are the signals that it lacks.
@@ -115,34 +167,64 @@ class TeachState:
                 found.append(Work({name: self.asked[name] for name in names}, places))
         return found
 
+    def continues(self, draft: Draft, work: Work) -> bool:
+        """Whether the draft holds exactly the rows and signals of this work."""
+        if draft.digest != self.digest or draft.teacher != self.teacher.name:
+            return False
+        if draft.asked != dict(work.asked) or draft.rows != len(work.places):
+            return False
+        alike = same_keys(draft.keys, self.rows.keys.take(work.places))
+        return alike and bool((draft.hashes == self.own.hashes[work.places]).all())
+
+    def settled(self) -> Settled:
+        """What is to be computed once drafts are continued or sealed; nothing is written."""
+        folders: list[Folder] = list(self.cache.segments())
+        segments: list[Stored] = [f for f in folders if isinstance(f, Segment)]
+        work = self.work(segments)
+        before = sum(len(w.places) for w in work)
+        drafts = [d for d in self.cache.drafts() if d.digest == self.digest]
+        for draft in drafts:
+            if draft.teacher != self.teacher.name or any(self.continues(draft, w) for w in work):
+                continue
+            with suppress(SignalError):
+                if sealed := _as_sealed(draft):
+                    folders.append(draft)
+                    segments.append(sealed)
+                    work = self.work(segments)
+        salvaged = before - sum(len(w.places) for w in work)
+        return Settled(segments, folders, tuple(self._begun(w, drafts) for w in work), salvaged)
+
+    def _begun(self, work: Work, drafts: Sequence[Draft]) -> Work:
+        draft = next((d for d in drafts if self.continues(d, work)), None)
+        return work if draft is None else replace(work, draft=draft, finished=draft.receipts())
+
     def plan(self) -> TeachPlan:
         """Compare; costs hashing the rows only when the data set as a whole changed."""
-        name, rows = self.teacher.name, len(self.rows)
         if (snapshot := self.fresh()) is not None:
-            return TeachPlan(name, self.digest, rows, (), "", snapshot)
-        segments = self.cache.segments()
-        work = tuple(self.work(segments))
-        return TeachPlan(name, self.digest, rows, work, self._why(segments, work), None)
+            return TeachPlan(self.teacher.name, self.digest, len(self.rows), (), "", snapshot)
+        return self.planned(self.settled())
 
-    def _why(self, segments: Sequence[Segment], work: Sequence[Work]) -> str:
-        count = sum(len(w.places) for w in work)
-        if not count:
-            return ""
-        mine = [s for s in segments if s.teacher == self.teacher.name]
-        if not mine:
-            return f"{count:,} rows: this teacher has answered none yet"
-        if all(s.digest != self.digest for s in mine):
-            changes = "; ".join(differences(mine[-1].identity, self.identity)[:3])
-            return f"{count:,} rows: the teacher changed ({changes})"
-        names = sorted({n for w in work for n in w.asked})
-        return f"{count:,} rows are new, changed or lack {', '.join(names)}"
+    def planned(self, settled: Settled) -> TeachPlan:
+        """The plan for a cache that serves not everything."""
+        name, work = self.teacher.name, settled.work
+        mine = [folder for folder in settled.folders if folder.teacher == name]
+        changed = bool(mine and work) and all(f.digest != self.digest for f in mine)
+        changes = tuple(differences(mine[-1].identity, self.identity)) if changed else ()
+        why = _why(work, mine, changed, changes)
+        kept = settled.salvaged + sum(w.kept for w in work)
+        return TeachPlan(name, self.digest, len(self.rows), work, why, None, changes, kept)
 
-    def served(self, segments: Sequence[Segment]) -> list[Served]:
-        """Everything that the cache says about this data set: this teacher first, then the others."""
+    def served(
+        self, segments: Sequence[Stored], before: Sequence[Source] | None = None
+    ) -> list[Served]:
+        """Everything that the cache says about this data set: this teacher first, then the others.
+
+        `before`: the sources of the snapshot that this follows; None for the newest.
+        """
         groups = self._grouped(self.teacher.name, self.digest, self.inputs, self.asked, segments)
-        if not self.cache.snapshots():
-            return groups
-        for source in self.cache.snapshot().sources:
+        if before is None:
+            before = self.cache.snapshot().sources if self.cache.snapshots() else ()
+        for source in before:
             same_teacher = source.teacher == self.teacher.name
             if same_teacher and source.digest != self.digest:
                 continue  # replaced by the teacher that was just asked
@@ -163,7 +245,7 @@ class TeachState:
         identity: str,
         inputs: tuple[str, ...],
         asked: Mapping[str, Ask],
-        segments: Sequence[Segment],
+        segments: Sequence[Stored],
     ) -> list[Served]:
         """Signals that lie in the same slots share one source."""
         content = self.own if inputs == self.inputs else self.content(inputs)
@@ -184,3 +266,26 @@ class TeachState:
             source = Source(teacher, identity, signals, inputs, dataset)
             served.append(Served(source, slots.segments, slots.segment, slots.slot))
         return served
+
+
+def _why(
+    work: Sequence[Work], mine: Sequence[Folder], changed: bool, changes: Sequence[str]
+) -> str:
+    """A function of rows, teacher and sealed segments alone: it is stored with what is taught."""
+    if not (count := sum(len(w.places) for w in work)):
+        return ""
+    if not mine:
+        return f"{count:,} rows: this teacher has answered none yet"
+    if changed:
+        return f"{count:,} rows: the teacher changed ({'; '.join(changes[:3])})"
+    names = sorted({n for w in work for n in w.asked})
+    return f"{count:,} rows are new, changed or lack {', '.join(names)}"
+
+
+def _as_sealed(draft: Draft) -> Expected | None:
+    """The segment that a draft will be sealed to; None without a finished shard."""
+    if not (receipts := draft.receipts()):
+        return None
+    signals = agreed_signals(draft.path, receipts, draft.asked)
+    finished = np.isin(np.arange(draft.rows) // draft.shard_rows, np.array(list(receipts)))
+    return Expected(draft.path, draft.digest, signals, draft.keys, draft.hashes, finished)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
 import numpy as np
 
+from stillroom.stages.book_work import BookWork, LoadedOnce, with_books
 from stillroom.stages.events import Listen, RowsTaught, TeachFinished, TeachStarted, ignore
+from stillroom.stages.forecasting import require_room, require_room_left
 from stillroom.stages.rows import Rows
 from stillroom.stages.shard_work import ShardTask, ShardWork
-from stillroom.stages.teach_plan import TeachPlan, TeachState, Work
+from stillroom.stages.teach_plan import TeachState, Work
 from stillroom.stages.teacher import Teacher
 from stillroom.storage.cache import Cache
 from stillroom.storage.draft import Draft
 from stillroom.storage.errors import RowsError, SignalError
+from stillroom.storage.folder import Ask
 from stillroom.storage.keys import KeyIndex
 from stillroom.storage.lease import Lease
 from stillroom.storage.removing import remove_tree
@@ -39,11 +42,6 @@ class Mapper(Protocol):
         """Call `build()` once in each worker, then what it made on every item; results as ready."""
 
 
-def plan_teach(cache: Cache, rows: Rows, teacher: Teacher) -> TeachPlan:
-    """What `teach` would compute and why, without loading the teacher or writing anything."""
-    return TeachState(cache, rows, teacher).plan()
-
-
 def teach(
     cache: Cache,
     rows: Rows,
@@ -62,9 +60,10 @@ def teach(
     shards are kept. Batches never cross the border of a shard, so the number of workers and the
     order in which shards finish do not change a byte.
 
-    Raises SignalError for an answer that cannot be stored, StoreFullError, StorePermissionError,
-    BusyError when another process still runs this teacher into this cache after `wait` seconds; what
-    was stored stays. Different teachers may run at the same time.
+    Raises SignalError for an answer that cannot be stored, IdentityError when a worker loads another
+    teacher than the one that was planned (its files or packages changed, or differ there),
+    StoreFullError, StorePermissionError, BusyError when another process still runs this teacher into
+    this cache after `wait` seconds; what was stored stays. Different teachers may run at the same time.
     """
     if len(rows) == 0:
         raise RowsError("the data set has no rows; there is nothing to teach")
@@ -78,10 +77,12 @@ def teach(
     with cache.writing(state.digest, wait=wait) as lease:
         _keep_cut_off_work(state)
         segments = cache.segments()
-        plan = state.plan()
-        if plan.snapshot is not None:
-            return plan.snapshot  # another process finished between our look and our lease
+        if (snapshot := state.fresh()) is not None:
+            return snapshot  # another process finished between our look and our lease
+        settled = state.settled()
+        plan = state.planned(settled)
         why = _interrupted_why(state, segments) or plan.why
+        require_room(state, settled, why, shard_rows)
         answer_missing(
             state, plan.work, segments, lease, runner, batch_size, shard_rows, why, listen
         )
@@ -104,9 +105,16 @@ def answer_missing(
     listen: Listen,
 ) -> None:
     """Compute rows that no segment serves and append the new segments."""
+    teacher = LoadedOnce(state.teacher)
     for each in work:
-        draft = _draft(state, each, shard_rows, why)
-        _compute(state, draft, runner, batch_size, why, listen)
+        draft = _begun(state, each)
+        if draft is None:
+            books = BookWork(teacher, state.rows, state.cache.path, batch_size)
+            asked = with_books(
+                *(each.asked, each.places, state.digest, segments, books, runner, listen)
+            )
+            draft = _draft(state, each, asked, shard_rows, why)
+        _compute(state, teacher, draft, runner, batch_size, why, listen)
         _require_one_shape(segments, draft)
         lease.require()
         segments.append(draft.seal())
@@ -118,7 +126,7 @@ def _keep_cut_off_work(state: TeachState) -> None:
     for draft in state.cache.drafts():
         if draft.digest != state.digest or draft.teacher != state.teacher.name:
             continue
-        if any(_continues(state, draft, work) for work in state.work(state.cache.segments())):
+        if any(state.continues(draft, work) for work in state.work(state.cache.segments())):
             continue
         if draft.receipts():
             # Shards that disagree were never part of the cache, and would end every later run.
@@ -136,22 +144,18 @@ def _interrupted_why(state: TeachState, segments: Sequence[Segment]) -> str:
     return mine[-1].why if mine else ""
 
 
-def _continues(state: TeachState, draft: Draft, work: Work) -> bool:
-    """Whether the draft holds exactly the rows and signals of this work."""
-    if draft.asked != dict(work.asked) or draft.rows != len(work.places):
-        return False
-    same_keys = draft.keys.equals(state.rows.keys.take(work.places))
-    return same_keys and bool((draft.hashes == state.own.hashes[work.places]).all())
+def _begun(state: TeachState, work: Work) -> Draft | None:
+    """The draft of this work that an earlier run left, with the books that it chose."""
+    return next((d for d in state.cache.drafts() if state.continues(d, work)), None)
 
 
-def _draft(state: TeachState, work: Work, shard_rows: int, why: str) -> Draft:
-    for draft in state.cache.drafts():
-        if draft.digest == state.digest and _continues(state, draft, work):
-            return draft
+def _draft(
+    state: TeachState, work: Work, asked: Mapping[str, Ask], shard_rows: int, why: str
+) -> Draft:
     return state.cache.draft(
         state.teacher.name,
         state.identity,
-        work.asked,
+        asked,
         state.rows.keys.take(work.places),
         state.own.hashes[work.places],
         shard_rows,
@@ -180,7 +184,13 @@ def _require_one_shape(segments: Sequence[Segment], draft: Draft) -> None:
 
 
 def _compute(
-    state: TeachState, draft: Draft, runner: Mapper, batch_size: int, why: str, listen: Listen
+    state: TeachState,
+    teacher: Teacher,
+    draft: Draft,
+    runner: Mapper,
+    batch_size: int,
+    why: str,
+    listen: Listen,
 ) -> None:
     places = KeyIndex(state.rows.keys).find(draft.keys)
     finished = draft.receipts()
@@ -188,6 +198,8 @@ def _compute(
     left = sum(s.stop - s.start for s in todo)
     listen(TeachStarted(draft.teacher, left, draft.rows - left, why))
     tasks = [ShardTask(s, np.ascontiguousarray(places[s.start : s.stop])) for s in todo]
-    build = ShardWork(state.teacher, state.rows, draft.path, batch_size)
-    for done in runner.map(build, tasks):
+    build = ShardWork(teacher, state.rows, draft.path, batch_size, state.cache.path)
+    for number, done in enumerate(runner.map(build, tasks)):
         listen(RowsTaught(draft.teacher, done.rows, done.bytes, done.teacher_seconds))
+        if number == 0:
+            require_room_left(draft)  # now it is known what rows weigh

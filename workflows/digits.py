@@ -12,20 +12,22 @@ from functools import partial
 from typing import Any
 
 from stillroom.pipeline.runner import LocalRunner
-from stillroom.pipeline.step import Result, Run, Step
+from stillroom.pipeline.step import Preview, Result, Run, Step
 from stillroom.stages import recipes
 from stillroom.stages.auditing import audit
 from stillroom.stages.evaluating import Evaluation, classification
 from stillroom.stages.module_teacher import ModuleTeacher
+from stillroom.stages.planning import plan_teach
 from stillroom.stages.student import Fit, Student
-from stillroom.stages.teaching import plan_teach, teach
+from stillroom.stages.teaching import teach
 from stillroom.stages.training import plan_train, train
 from stillroom.storage.cache import Cache
 from stillroom.storage.errors import StillroomError, nearest
 from stillroom.workflows.caring import mend
-from stillroom.workflows.digits_data import digits_file, digits_rows, digits_splits
+from stillroom.workflows.digits_data import TRAIN_ROWS, digits_file, digits_rows, digits_splits
 from stillroom.workflows.digits_models import CNN_FEATURE, MLP_FEATURE, cnn, mlp
 from stillroom.workflows.digits_report import report
+from stillroom.workflows.plan_words import plan_options, preview_of
 
 ROSTER = (
     *("cnn4-few", "cnn4-labels", "cnn4-kd", "cnn4-kdlabels", "cnn4-fitnet"),
@@ -42,6 +44,8 @@ METHODS: Mapping[str, tuple[str, str, dict[str, float]]] = {
 """Recipe, split and settings by the name's second half."""
 EPOCHS_OF_FEW = 5
 """A tenth of the rows: more epochs, so that `few` is not merely under-trained."""
+SHARD_ROWS = 1250
+"""Four shards of the cache, for four workers."""
 TEACHER = "cnn20"
 ENCODINGS = {"logits": "float16", "feature": "float16"}
 
@@ -67,7 +71,8 @@ def digits(
     taught = {"seeds": seeds, "epochs": epochs, "names": names}
     first = Step("teacher", fit_teacher, {"epochs": teacher_epochs}, files=data)
     care = {"audit": audit_digits, "repair": repair_digits}
-    second = Step("teach", teach_digits, {}, (first,), data, preview_teach, care)
+    shown = partial(preview_teach, epochs=epochs)
+    second = Step("teach", teach_digits, {}, (first,), data, shown, care)
     third = Step("students", train_students, taught, (second,), data, preview=preview_students)
     return [Step("report", report, {"epochs": epochs}, (first, second, third))]
 
@@ -149,17 +154,24 @@ def teach_digits(run: Run, inputs: Mapping[str, Result]) -> Result:
         digits_rows(),
         teacher,
         runner=run.runner,
-        shard_rows=1250,
+        shard_rows=SHARD_ROWS,
         listen=run.listen,
     )
     return {"snapshot": snapshot.number, "rows": snapshot.rows}
 
 
-def preview_teach(run: Run, inputs: Mapping[str, Result]) -> str:
-    """Which rows the teacher would answer."""
-    if not (cache_path(run) / "cache.json").exists():
-        return f"{len(digits_rows()):,} rows: there is no cache yet"
-    return plan_teach(Cache(cache_path(run)), digits_rows(), digits_teacher(run, inputs)).why
+def preview_teach(run: Run, inputs: Mapping[str, Result], *, epochs: int) -> Preview:
+    """Which rows the teacher would answer, and what that takes; epochs: of the students to come."""
+    plan = plan_teach(
+        cache_path(run),
+        digits_rows(),
+        digits_teacher(run, inputs),
+        shard_rows=SHARD_ROWS,
+        epochs=epochs,
+        rows_per_epoch=TRAIN_ROWS,
+        **plan_options(run),
+    )
+    return preview_of(plan, cache_path(run))
 
 
 def audit_digits(run: Run, inputs: Mapping[str, Result]) -> Result:

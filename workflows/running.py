@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stillroom.pipeline.execute import execute
+from stillroom.pipeline.execute import StepPlan, execute
 from stillroom.pipeline.execute import plan as plan_steps
 from stillroom.pipeline.ray_runner import RayRunner
 from stillroom.pipeline.runner import LocalRunner
@@ -64,22 +65,33 @@ def _named(results: Mapping[str, Result], key: str) -> list[str]:
     return [str(result[key]) for result in results.values() if result.get(key)]
 
 
-def plan_workflow(flow: str, arguments: list[str], out: Path | None, as_json: bool) -> None:
-    """Print for each step whether it would run and why."""
+def plan_workflow(
+    flow: str, arguments: list[str], out: Path | None, options: Mapping[str, Any], as_json: bool
+) -> bool:
+    """Print for each step whether it would run, why, and what that takes; whether all of it can.
+
+    `options` go to the steps' previews.
+    """
     workflow = find_workflow(flow)
     steps = workflow(**parse_settings(workflow, arguments))
-    planned: list[dict[str, Any]] = [
-        {"step": p.step, "runs": bool(p.why), "why": p.why}
-        for p in plan_steps(steps, Run(out or default_folder(flow)))
-    ]
+    planned = list(plan_steps(steps, Run(out or default_folder(flow), options=options)))
     if as_json:
-        print(json.dumps(planned, indent=2))
-        return
-    width = max(len(p["step"]) for p in planned)
+        each = ({"step": p.step, "runs": bool(p.why), **asdict(p)} for p in planned)
+        print(json.dumps(list(each), indent=2))
+    else:
+        print("\n".join(_plan_lines(planned)))
+    return not any(p.refused for p in planned)
+
+
+def _plan_lines(planned: Sequence[StepPlan]) -> Iterator[str]:
+    width = max(len(p.step) for p in planned)
     for p in planned:
-        print(f"{p['step']:<{width}}  {'run:   ' + p['why'] if p['runs'] else 'fresh'}")
-    if not any(p["runs"] for p in planned):
-        print("nothing to do: everything is fresh")
+        yield f"{p.step:<{width}}  {'run:   ' + p.why if p.why else 'fresh'}"
+        yield from (f"{'':<{width}}         {line}" for line in p.lines)
+        if p.refused:
+            yield f"{'':<{width}}  cannot run: {p.refused}"
+    if not any(p.why for p in planned):
+        yield "nothing to do: everything is fresh"
 
 
 def default_folder(flow: str) -> Path:
