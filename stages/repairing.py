@@ -7,6 +7,7 @@ serves them from then on. A segment that cannot be mended is moved to `quarantin
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,26 +15,34 @@ from typing import Any
 
 import numpy as np
 
+from stillroom.stages.book_repair import holders, remade
 from stillroom.stages.events import Event, Listen, RowsTaught, ignore
 from stillroom.stages.rows import Rows
 from stillroom.stages.shard_work import ShardTask, ShardWork
 from stillroom.stages.teach_plan import TeachState
 from stillroom.stages.teacher import Teacher
 from stillroom.stages.teaching import Mapper, answer_missing
+from stillroom.storage.books import FOLDER as BOOKS
+from stillroom.storage.books import book_of
 from stillroom.storage.cache import QUARANTINE, Cache
 from stillroom.storage.draft import Draft
-from stillroom.storage.errors import GARBLED, StillroomError
+from stillroom.storage.errors import GARBLED, CorruptShardError, FormatError, StillroomError
 from stillroom.storage.files import children, finishing, read_json, temporary_name
-from stillroom.storage.folder import Shard
+from stillroom.storage.folder import Folder, Shard
 from stillroom.storage.keys import KeyIndex
 from stillroom.storage.lease import Lease
 from stillroom.storage.mending import Mending, restore_marker
 from stillroom.storage.place import Place, relative
 from stillroom.storage.problems import EXTRA, Problem
 from stillroom.storage.removing import move, remove_tree
-from stillroom.storage.snapshot import Snapshot
+from stillroom.storage.snapshot import Snapshot, Source, is_segment
 
 __all__ = ["Repaired", "repair", "restore_marker"]
+
+
+_OF_SNAPSHOT = re.compile(r"snapshots/([0-9]{6,9})\b.*\.(json|arrow)")
+_LONGEST = 150
+"""Of the name of what is put aside: a path as one name may be longer than a name can be."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +112,16 @@ class _Repair:
         """Segments first, then the snapshots over them."""
         cache = self.state.cache
         for problem in problems:
+            _require_inside(problem)
+        for problem in problems:
             if problem.what == EXTRA and (cache.path / problem.path).exists():
                 self._put_aside(problem.path)
         mine = [p for p in problems if p.what != EXTRA]
         if any(p.path == "cache.json" for p in mine):
             restore_marker(cache.path)
             self.put_back.append("cache.json")
+        for path in sorted({p.path for p in mine if p.path.startswith(f"{BOOKS}/")}):
+            self._book(path, [p for p in mine if p.path == path])
         for name in sorted({p.segment for p in mine if p.segment is not None}):
             self._segment(name, [p for p in mine if p.segment == name])
         number = self._snapshots([p for p in mine if p.path.startswith("snapshots/")])
@@ -125,7 +138,8 @@ class _Repair:
         """Into quarantine; what has no place of its own there lies under `files`."""
         root, kind = self.state.cache.path, path.partition("/")[0]
         deep = path.count("/") > 1 or kind not in ("segments", "snapshots")
-        target = root / QUARANTINE / ("files/" + path.replace("/", "--") if deep else path)
+        name = path.replace("/", "--")[-_LONGEST:]
+        target = root / QUARANTINE / (f"files/{name}" if deep else path)
         if target.exists():
             target = target.parent / f"{target.name}.{secrets.token_hex(4)}"
         move(root / path, target, first=["plan.json"])
@@ -136,16 +150,45 @@ class _Repair:
             Problem(p.segment, p.shard, p.signal, p.path, f"{p.what}; {why}") for p in problems
         ]
 
+    def _book(self, path: str, problems: list[Problem]) -> None:
+        """Make a book again; where it comes out otherwise, what was stored by it is lost."""
+        root, digest = self.state.cache.path, str(book_of(self.state.cache.path / path))
+        named = holders(self.state, digest)
+        mine = [folder for folder in named if folder.digest == self.state.digest]
+        for done in remade(self.state, self.runner, self.batch_size, digest, mine):
+            self.rows += done.rows
+            if digest in done.books.values():
+                self.put_back.append(path)
+                return
+        if len(mine) < len(named) or not named:
+            why = "another teacher needs it: repair with that one"
+            self._refuse(
+                problems, why if named else "what needs it is damaged as well: repair again"
+            )
+            return
+        if (root / path).exists():
+            self._put_aside(path)
+        for folder in mine:
+            self._put_aside(f"segments/{folder.path.name}")
+
     def _segment(self, name: str, problems: list[Problem]) -> None:
         folder = self.state.cache.path / "segments" / name
         if not folder.is_dir():
-            return  # gone with its bytes; the snapshots that name it are looked after below
+            # Gone with its bytes; the snapshots that name it are looked after below.
+            if not self._is_mine(name):
+                self._refuse(problems, f"{name} belongs to another teacher: repair with that one")
+            return
         prefix = f"segments/{name}/"
-        mending = Mending(folder, {p.path.removeprefix(prefix) for p in problems})
+        damaged = {p.path.removeprefix(prefix) for p in problems}
+        sealed = (folder / "segment.json").exists() or "segment.json" in damaged
+        if not sealed and all(p.shard is not None for p in problems):
+            self._draft(prefix, {p.shard for p in problems if p.shard is not None})
+            return
+        mending = Mending(folder, damaged)
         try:
             self.put_back += [prefix + path for path in mending.without_teacher()]
-        except (StillroomError, *GARBLED) as error:
-            if not name.endswith(f"-{self.state.digest[:12]}"):
+        except (CorruptShardError, *GARBLED) as error:
+            if not self._is_mine(name):
                 self._refuse(problems, f"and {name} is not of this teacher ({error})")
                 return
             self._put_aside(f"segments/{name}")
@@ -160,6 +203,17 @@ class _Repair:
         unfinished = temporary_name("repair")
         with finishing(unfinished):
             self._with_teacher(name, mending, shards, left, folder.parent / unfinished)
+
+    def _is_mine(self, name: str) -> bool:
+        """Whether a segment is of this teacher's identity, as far as its name tells."""
+        return name.endswith(f"-{self.state.teacher.name}-{self.state.digest[:12]}")
+
+    def _draft(self, prefix: str, shards: set[int]) -> None:
+        """Without their receipts the next run computes these shards again, and keeps the others."""
+        for shard in sorted(shards):
+            path = f"{prefix}receipts/{shard:05d}.json"
+            if (self.state.cache.path / path).exists():
+                self._put_aside(path)
 
     def _with_teacher(
         self,
@@ -219,7 +273,9 @@ class _Repair:
             else:
                 tasks.append(ShardTask(shard, places))
         size = self.batch_size or (_noted(mending.folder, shards[0]) if shards else 0) or 256
-        build = ShardWork(self.state.teacher, self.state.rows, draft.path, size)
+        build = ShardWork(
+            *(self.state.teacher, self.state.rows, draft.path, size, self.state.cache.path)
+        )
         for done in self.runner.map(build, tasks):
             self.rows += done.rows
             self.listen(
@@ -247,27 +303,26 @@ class _Repair:
         """Put damaged snapshots aside and commit one over what is stored now, where that is needed."""
         cache = self.state.cache
         newest = max(cache.snapshots(), default=0)
-        named = (p.path.removeprefix("snapshots/")[:6] for p in problems)
-        damaged = sorted({stem for stem in named if stem.isdigit()})
+        before = self._sources(newest, problems)
+        named = (_OF_SNAPSHOT.fullmatch(p.path) for p in problems)
+        damaged = {int(match[1]) for match in named if match}
         for place in children(cache.path / "snapshots"):
-            if place.name[:6] in damaged and place.name.endswith((".json", ".arrow")):
+            match = _OF_SNAPSHOT.fullmatch(relative(place, cache.path))
+            if match and int(match[1]) in damaged:
                 self._put_aside(relative(place, cache.path))
         broken = [n for n in cache.snapshots() if self._lacks_segment(n)]
-        again = self.retaught or broken or self.partly or f"{newest:06d}" in damaged
+        lost = [p for p in self.quarantined if p.startswith("segments/") and self._is_mine(p)]
+        again = self.retaught or broken or newest in damaged or self._reads_partly(newest)
         number = None
         if again:
             segments = [s.without(self.partly.get(s.path.name, ())) for s in cache.segments()]
-            if (
-                broken
-                or self.partly
-                or any(path.startswith("segments/") for path in self.quarantined)
-            ):
+            if broken or self.partly or lost:
                 why, work = "repaired", self.state.work(segments)
                 answer_missing(
                     *(self.state, work, segments, self.lease, self.runner, self.batch_size or 256),
                     *(self.shard_rows, why, self._heard),
                 )
-            if served := self.state.served(segments):
+            if served := self.state.served(segments, before):
                 number = cache.commit(lambda: served, "repaired").number
         for old in broken:
             for file in Snapshot(cache.path, old).files():
@@ -279,15 +334,54 @@ class _Repair:
             self.rows += event.rows
         self.listen(event)
 
-    def _lacks_segment(self, number: int) -> bool:
+    def _sources(self, newest: int, problems: list[Problem]) -> Sequence[Source] | None:
+        """What the newest snapshot says of its teachers, though it may be damaged: `served` believes
+        only what it finds in segments. None when there is none or it cannot be read."""
+        if not newest:
+            return None
+        try:
+            return Snapshot(self.state.cache.path, newest).sources
+        except (CorruptShardError, FormatError):
+            if any(s.digest != self.state.digest for s in self._sound_segments()):
+                unknown = (
+                    "which other teachers it served cannot be told: teach with them once more, "
+                )
+                own = [p for p in problems if p.path == f"snapshots/{newest:06d}.json"]
+                self._refuse(own, f"{unknown}which computes nothing")
+            return None
+
+    def _reads_partly(self, newest: int) -> bool:
+        """Whether the newest snapshot reads from a shard that cannot be computed as it was."""
         cache = self.state.cache.path
-        names = {name for *_, name, _ in Snapshot(cache, number).stretches()}
-        return any(not (cache / "segments" / name / "segment.json").exists() for name in names)
+        for *_, rows, name, slot in Snapshot(cache, newest).stretches() if self.partly else ():
+            size = Folder(cache / "segments" / name).shard_rows if name in self.partly else 1
+            shards = range(slot // size, (slot + rows - 1) // size + 1)
+            if any(shard in shards for shard in self.partly.get(name, ())):
+                return True
+        return False
+
+    def _lacks_segment(self, number: int) -> bool:
+        """Whether a segment of this teacher that the snapshot reads is gone."""
+        cache = self.state.cache.path
+        try:
+            names = {name for *_, name, _ in Snapshot(cache, number).stretches()}
+        except (CorruptShardError, FormatError):
+            return False  # verify names it, and then it is put aside
+        lost = [n for n in names if not (cache / "segments" / n / "segment.json").exists()]
+        return any(self._is_mine(name) for name in lost)
 
 
 def _noted(folder: Place, shard: int) -> int:
     """The batch size that the shard was made with; 0 where that was not noted."""
     try:
-        return int(read_json(folder / "made" / f"{shard:05d}.json")["batch_size"])
+        return max(int(read_json(folder / "made" / f"{shard:05d}.json")["batch_size"]), 0)
     except (StillroomError, *GARBLED):
         return 0
+
+
+def _require_inside(problem: Problem) -> None:
+    """FormatError for a problem that would lead outside the cache, whoever made it up."""
+    if problem.segment is not None and not is_segment(problem.segment):
+        raise FormatError(f"{problem.segment!r} is no segment's name")
+    if ".." in problem.path.split("/") or problem.path.startswith("/"):
+        raise FormatError(f"{problem.path!r} does not lie in the cache")

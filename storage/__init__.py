@@ -14,6 +14,7 @@ from stillroom.storage.errors import (
     StorePermissionError,
     UnknownRowError,
     UnknownSignalError,
+    ViewError,
 )
 from stillroom.storage.problems import Problem, Verified
 from stillroom.storage.pruning import Pruned, prune
@@ -44,6 +45,7 @@ __all__ = [
     "UnknownRowError",
     "UnknownSignalError",
     "Verified",
+    "ViewError",
     "compact",
     "prune",
     "verify",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,16 @@ from stillroom.storage.lease import Lease, active_leases, held
 from stillroom.storage.place import Place, place_of
 from stillroom.storage.removing import remove_leftovers
 from stillroom.storage.segment import Segment
-from stillroom.storage.snapshot import Served, Snapshot, write_snapshot
+from stillroom.storage.snapshot import (
+    Served,
+    Snapshot,
+    is_segment,
+    snapshot_number,
+    write_snapshot,
+)
 
-_SEGMENT = re.compile(r"[0-9]{4,9}-")
-_SNAPSHOT = re.compile(r"[0-9]{6,9}\.json")
+_NUMBERS = 10**9
+"""Of segments and of snapshots: their names have up to nine digits."""
 QUARANTINE = "quarantine"
 """Folder of what repair took out; its numbers are not given again."""
 
@@ -42,6 +47,21 @@ _POLL_SECONDS = 0.5
 
 def _number(segment: Place) -> int:
     return int(segment.name.partition("-")[0])
+
+
+def _next_number(known: Iterable[int], cache: Place) -> int:
+    number = max(known, default=0) + 1
+    if number >= _NUMBERS:
+        raise FormatError(
+            f"{cache} has used up its numbers: a name in it says {number - 1}. Move what has that name "
+            "away if it is none of stillroom's"
+        )
+    return number
+
+
+def _snapshots_in(folder: Place) -> list[int]:
+    named = (snapshot_number(place.name) for place in children(folder))
+    return [number for number in named if number is not None]
 
 
 def _is_empty(place: Place) -> bool:
@@ -104,25 +124,25 @@ class Cache:
 
     def segments(self) -> list[Segment]:
         """Every sealed segment, oldest first."""
-        found = self._folders()
+        found = self.folders()
         sealed = each_of(self.path, lambda p: (p / "segment.json").is_file(), found)
         chosen = [p for p, is_sealed in zip(found, sealed, strict=True) if is_sealed]
         return each_of(self.path, Segment, chosen)
 
     def drafts(self) -> list[Draft]:
         """Every unsealed segment, oldest first."""
-        found = self._folders()
+        found = self.folders()
         sealed = each_of(self.path, lambda p: (p / "segment.json").is_file(), found)
         return [Draft(p) for p, is_sealed in zip(found, sealed, strict=True) if not is_sealed]
 
     def quarantined(self) -> list[Place]:
-        """What repair moved out of the way: segments' folders and snapshots' JSON and runs."""
-        folders = [self.path / QUARANTINE / kind for kind in ("segments", "snapshots")]
+        """What repair moved out of the way: segments' folders, snapshots' JSON and runs, other files."""
+        folders = [self.path / QUARANTINE / kind for kind in ("segments", "snapshots", "files")]
         return [p for f in folders for p in sorted(children(f), key=lambda p: p.name)]
 
-    def _folders(self) -> list[Place]:
+    def folders(self) -> list[Place]:
         """Those of drafts and of segments: what has a plan."""
-        found = [p for p in children(self.path / "segments") if _SEGMENT.match(p.name)]
+        found = [p for p in children(self.path / "segments") if is_segment(p.name)]
         there = each_of(self.path, lambda p: (p / "plan.json").is_file(), found)
         found = [p for p, is_there in zip(found, there, strict=True) if is_there]
         return sorted(found, key=lambda p: (_number(p), p.name))
@@ -139,10 +159,10 @@ class Cache:
     ) -> Draft:
         """Begin a new segment; call it inside `writing()`."""
         aside = children(self.path / QUARANTINE / "segments")
-        numbers = [_number(p) for p in [*self._folders(), *aside] if _SEGMENT.match(p.name)]
+        numbers = [_number(p) for p in [*self.folders(), *aside] if is_segment(p.name)]
         draft = Draft.create(
             self.path / "segments",
-            max(numbers, default=0) + 1,
+            _next_number(numbers, self.path),
             teacher=teacher,
             identity=identity,
             asked=asked,
@@ -157,8 +177,7 @@ class Cache:
 
     def snapshots(self) -> list[int]:
         """The numbers of all snapshots, oldest first."""
-        found = [place.name for place in children(self.path / "snapshots")]
-        return sorted(int(name[:-5]) for name in found if _SNAPSHOT.fullmatch(name))
+        return sorted(_snapshots_in(self.path / "snapshots"))
 
     def snapshot(self, number: int | None = None) -> Snapshot:
         """One snapshot; the newest without a number. NotACacheError when there is none."""
@@ -180,8 +199,8 @@ class Cache:
         while True:
             known = self.snapshots()
             parent = known[-1] if known else None
-            gone = [p.name[:-5] for p in self.quarantined() if _SNAPSHOT.fullmatch(p.name)]
-            number = max([*known, *map(int, gone)], default=0) + 1
+            gone = _snapshots_in(self.path / QUARANTINE / "snapshots")
+            number = _next_number([*known, *gone], self.path)
             # Before the snapshot, so that no snapshot lacks its time; what is in made/ is no content.
             made = self.path / "snapshots" / "made" / f"{number:06d}.json"
             write_json(made, {"at": int(time.time())})

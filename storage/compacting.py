@@ -105,12 +105,12 @@ def _compacted(cache: Cache, shard_rows: int, small_rows: int | None, dry_run: b
 def _served(snapshot: Snapshot, source: int) -> Served:
     """Where the snapshot itself reads a source."""
     names: dict[str, int] = {}
-    segment = np.full(snapshot.rows, _NO_SEGMENT, np.int64)
-    slot = np.full(snapshot.rows, -1, np.int64)
-    for index, start, rows, name, at in snapshot.stretches():
+    rows = len(snapshot.keys)  # which holds the number to what is stored, before memory is taken
+    segment, slot = np.full(rows, _NO_SEGMENT, np.int64), np.full(rows, -1, np.int64)
+    for index, start, count, name, at in snapshot.stretches():
         if index == source:
-            segment[start : start + rows] = names.setdefault(name, len(names))
-            slot[start : start + rows] = np.arange(at, at + rows)
+            segment[start : start + count] = names.setdefault(name, len(names))
+            slot[start : start + count] = np.arange(at, at + count)
     return Served(snapshot.sources[source], list(names), segment, slot)
 
 
@@ -144,7 +144,6 @@ def _small(
         for i in used
         if set(segments[i].signals) == set(names)
         and (small_rows is None or segments[i].rows < small_rows)
-        and not segments[i].views.any()
     ]
     return np.array(chosen, np.int64)
 

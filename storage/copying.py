@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from stillroom.storage.cache import Cache
 from stillroom.storage.draft import Draft
-from stillroom.storage.files import read_json, write_json
+from stillroom.storage.errors import CorruptShardError
+from stillroom.storage.files import read_json, with_checksum, write_json
 from stillroom.storage.folder import Ask, Hashes, Shard, shard_format
 from stillroom.storage.opening import open_rows
+from stillroom.storage.pairs import join_keys, same_keys
 from stillroom.storage.receipt import merged_errors, receipt_path
 from stillroom.storage.segment import Segment
 from stillroom.storage.signal import Signal
@@ -36,13 +38,15 @@ def copy_rows(
     """
     first = segments[int(segment[0])]
     signals = {name: first.signals[name] for name in names}
-    keys = pa.concat_arrays(
-        [segments[s].keys.slice(at, n) for s, at, n in _stretches(segment, slot)]
-    )
+    for other in np.unique(segment).tolist():
+        for name, signal in signals.items():
+            if change := signal.differs(segments[other].signals[name]):
+                raise CorruptShardError(f"{segments[other].path}: signal {name!r}: {change}")
+    keys = join_keys([segments[s].keys.slice(at, n) for s, at, n in _stretches(segment, slot)])
     hashes = np.concatenate(
         [segments[s].hashes[at : at + n] for s, at, n in _stretches(segment, slot)]
     )
-    asked = {name: Ask(signal.encoding, signal.source) for name, signal in signals.items()}
+    asked = {n: Ask(signal.encoding, signal.source, signal.book) for n, signal in signals.items()}
     draft = _cut_off(cache, first.digest, asked, keys, hashes) or cache.draft(
         first.teacher, first.identity, asked, keys, hashes, shard_rows
     )
@@ -59,7 +63,7 @@ def _cut_off(
 ) -> Draft | None:
     """The draft of the same rows that an earlier call left when it was killed."""
     for draft in cache.drafts():
-        alike = draft.digest == digest and draft.asked == asked and draft.keys.equals(keys)
+        alike = draft.digest == digest and draft.asked == asked and same_keys(draft.keys, keys)
         if alike and (draft.hashes == hashes).all():
             return draft
     return None
@@ -108,4 +112,4 @@ def _copy_shard(
         "rows_crc32c": draft.rows_checksum,
         "signals": described,
     }
-    write_json(receipt_path(path, shard.index), receipt)
+    write_json(receipt_path(path, shard.index), with_checksum(receipt))

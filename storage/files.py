@@ -49,7 +49,7 @@ def store_errors(path: Path, need_bytes: int = 0) -> Iterator[None]:
             raise
         # EFBIG: the limit on one file's size, of the user or of the file system.
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = _free_bytes(path)
+            free = free_bytes(path)
             raise StoreFullError(
                 f"no room to write {path}: needs {need_bytes:,} bytes, {free:,} free. Nothing that "
                 "was stored before is harmed; make room and run the same command to go on."
@@ -62,7 +62,8 @@ def store_errors(path: Path, need_bytes: int = 0) -> Iterator[None]:
         raise
 
 
-def _free_bytes(path: Path) -> int:
+def free_bytes(path: Path) -> int:
+    """Bytes free for this user where the path lies, or will lie."""
     folder = path
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -156,6 +157,21 @@ def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
     return {**blank, "checksum": f"{crc32c([json_bytes(blank)]):08x}"}
 
 
+def fits_checksum(value: dict[str, Any], content: bytes | None = None) -> bool:
+    """Whether the object has the field `checksum` that `with_checksum` would give it.
+
+    With the content of its file: whether that is spelled as `write_json` does, too.
+    """
+    try:
+        blank = json_bytes({**value, "checksum": "0" * 8})
+    except ValueError:  # NaN, or half a character, which no file of a cache holds
+        return False
+    found = f"{crc32c([blank]):08x}"
+    # The only field of that indent: no text of a JSON file holds a line break.
+    spelled = blank.replace(b'\n  "checksum": "00000000"', f'\n  "checksum": "{found}"'.encode())
+    return found == value.get("checksum") and content in (None, spelled)
+
+
 def write_json(place: Place, value: Any, *, new: bool = False) -> None:
     """Write one JSON value as `write_atomic` does: sorted keys, two-space indent, a newline at the
     end."""
@@ -173,9 +189,18 @@ def read_json(place: Place) -> dict[str, Any]:
 def read_whole(place: Place) -> bytes:
     """All bytes of a file that should be there; CorruptShardError when it is not."""
     try:
+        if isinstance(place, Path):
+            require_regular(place)
         return place.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise CorruptShardError(f"{place} is missing; restore it, or teach again") from error
+
+
+def require_regular(path: Path) -> None:
+    """CorruptShardError for a pipe or a device, which could be read for ever."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise CorruptShardError(f"{path} is no plain file; restore it, or teach again")
 
 
 def parse_json(content: bytes, path: Place) -> dict[str, Any]:
@@ -186,7 +211,23 @@ def parse_json(content: bytes, path: Place) -> dict[str, Any]:
         raise FormatError(f"{path} is not JSON ({error}); it was damaged or replaced") from error
     if not isinstance(value, dict):
         raise FormatError(f"{path} should hold a JSON object, found {type(value).__name__}")
+    if _is_deeper(value, _DEEPEST):
+        raise FormatError(f"{path} nests deeper than {_DEEPEST} levels; it was damaged or replaced")
     return value
+
+
+_DEEPEST = 100
+"""What walks a value that is nested deeper may run out of stack."""
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        inner = (i for v in level for i in (v.values() if isinstance(v, dict) else v))
+        level = [i for i in inner if isinstance(i, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def size_of(place: Place) -> int | None:

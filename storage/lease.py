@@ -46,7 +46,7 @@ class Holder:
             return False
         if all(self.record.get(name) == value for name, value in this_process().items()):
             # A lease that this process could not give back, as on a full disk, is held no more.
-            return self.record.get("token") in _held_here
+            return str(self.record.get("token")) in _held_here
         return until >= time.time() and not is_dead(self.record)
 
     def __str__(self) -> str:
@@ -167,7 +167,8 @@ def _acquired(place: Place, what: str, wait: float, ttl: float) -> Lease:
 
 
 def _left(record: dict[str, Any]) -> str:
-    return f"in {max(record['until'] - time.time(), 0):.0f} s"
+    # A number that somebody made up may be too large for a float.
+    return f"in {max(min(record['until'], 1e12) - time.time(), 0):.0f} s"
 
 
 def active_leases(folder: Place) -> list[tuple[str, Holder]]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.storage.errors import CorruptShardError
+from stillroom.storage.files import require_regular
 
 # mmap.mmap keeps a descriptor open for every mapping (Python 3.13 can be told not to), and a cache
 # has more files than the usual limit of 1,024 descriptors. pyarrow's maps keep none, but ask the
@@ -56,6 +57,7 @@ class Mapping:
     def __init__(self, path: Path, expected_bytes: int) -> None:
         """Map the file; CorruptShardError when it is missing or of another size."""
         try:
+            require_regular(path)
             with open(path, "rb") as file:
                 found = file.seek(0, os.SEEK_END)
                 if found != expected_bytes or found == 0:

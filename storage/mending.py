@@ -10,7 +10,7 @@ import numpy as np
 from stillroom.storage.cache import Cache
 from stillroom.storage.copying import copy_rows
 from stillroom.storage.draft import Draft, seal_of
-from stillroom.storage.errors import CorruptShardError, FormatError, StillroomError
+from stillroom.storage.errors import CorruptShardError, FormatError
 from stillroom.storage.file_checks import file_problems
 from stillroom.storage.files import (
     crc32c,
@@ -19,7 +19,7 @@ from stillroom.storage.files import (
     write_atomic,
     write_json,
 )
-from stillroom.storage.folder import FORMAT, Ask, Folder, Hashes, Shard
+from stillroom.storage.folder import FORMAT, Ask, Folder, Hashes, Shard, stored_keys
 from stillroom.storage.place import Place
 from stillroom.storage.receipt import receipt_path
 from stillroom.storage.segment import Segment
@@ -79,6 +79,8 @@ class Mending:
             for path in sorted(self._damaged & set(made)):
                 write_atomic(self.folder / path, [made[path]])
                 done.append(path)
+        # What is asked of the seal from here on must be there.
+        _ = self.digest, self._signals(), *(self._seal["files"][name] for name in _SMALL)
         return done
 
     def _rebuilt(self) -> dict[str, Any]:
@@ -102,7 +104,7 @@ class Mending:
 
         The rows are its own, or those candidates (keys, hashes) that give the sealed checksum.
         """
-        asked = {n: Ask(s.encoding, s.source) for n, s in self._signals().items()}
+        asked = {n: Ask(s.encoding, s.source, s.book) for n, s in self._signals().items()}
         sums = self._seal["files"]
         for number, (keys, hashes) in enumerate([*self._own_rows(), *candidates], start=1):
             if len(keys) != self._seal["rows"]:
@@ -132,10 +134,10 @@ class Mending:
         try:
             batch = read_table(self.folder / "rows.arrow", self._seal["files"]["rows.arrow"])
             column = batch.column("hash")
-        except (StillroomError, KeyError):
+        except (CorruptShardError, FormatError, KeyError):
             return []
         hashes = np.frombuffer(column.buffers()[1], "V16", len(batch), column.offset * 16)
-        return [(batch.column("key"), hashes)]
+        return [(stored_keys(batch), hashes)]
 
     def put_back_small(self, draft: Draft) -> list[str]:
         """Plan and rows as they were sealed; the paths that were put back."""

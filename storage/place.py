@@ -64,11 +64,20 @@ def relative(place: Place, folder: Place) -> str:
 
 
 def files_below(place: Place) -> Iterator[Place]:
-    """Every file at any depth, folder by folder, each folder in order of names."""
+    """Every file at any depth, folder by folder, each folder in order of names.
+
+    A link to a folder is not followed, since it may lead back here or anywhere. A store is asked once.
+    """
+    if not isinstance(place, Path):
+        from stillroom.storage.objects import ObjectPlace
+
+        assert isinstance(place, ObjectPlace)
+        yield from sorted(place.below(), key=lambda p: p.key.split("/"))
+        return
     if not place.is_dir():
         return
     for found in sorted(place.iterdir(), key=lambda p: p.name):
-        if found.is_dir():
+        if found.is_dir() and not found.is_symlink():
             yield from files_below(found)
         else:
             yield found

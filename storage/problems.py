@@ -5,8 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from stillroom.storage.errors import (
+    CorruptShardError,
+    StorePermissionError,
+    StoreUnreachableError,
+    StoreUnsupportedError,
+)
+
 EXTRA = "is named by nothing in the cache"
 """What is said of a file that does not belong there."""
+
+
+def damage(error: Exception) -> str:
+    """In words what an error says about stored bytes; one that says nothing of them is raised again.
+
+    What cannot be read just now is not known to be damaged, and must not be repaired.
+    """
+    if isinstance(error, StoreUnreachableError | StorePermissionError | StoreUnsupportedError):
+        raise error
+    if isinstance(error, PermissionError):
+        raise StorePermissionError(
+            f"cannot read {error.filename}: {error.strerror}. Give this user permission to read it, and "
+            "verify again"
+        ) from error
+    gone = FileNotFoundError | NotADirectoryError | IsADirectoryError
+    if isinstance(error, OSError) and not isinstance(error, CorruptShardError | gone):
+        raise CorruptShardError(
+            f"cannot read {error.filename}: {error.strerror}. If it stays so when you try again, the "
+            "disk is at fault: delete that file, and repair"
+        ) from error
+    return str(error)
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from stillroom.storage.books import book_place, books
 from stillroom.storage.cache import Cache
 from stillroom.storage.errors import GARBLED, StillroomError
 from stillroom.storage.files import TEMPORARY, children, read_json, size_of
+from stillroom.storage.folder import Folder
 from stillroom.storage.place import Place, files_below, relative
 from stillroom.storage.removing import remove, remove_tree
-from stillroom.storage.snapshot import Snapshot
+from stillroom.storage.snapshot import Snapshot, is_runs, is_segment
 
 _DAY_S = 86400
 
@@ -32,6 +35,8 @@ class Pruned:
     leftovers: tuple[str, ...]
     """Temporary files of killed writers, and runs of snapshots that were never finished."""
     quarantined: tuple[str, ...]
+    books: tuple[str, ...]
+    """Digests of books that no segment and no draft needs which stays."""
     bytes: int
     """Of all files named here, with what belongs to them in `made/`."""
 
@@ -88,17 +93,18 @@ class _Policy:
         known = cache.snapshots()
         dropped = tuple(n for n in known[:-1] if not self._kept(cache, n, known))
         used, newest = _used(cache, [n for n in known if n not in dropped])
+        before, _ = _used(cache, dropped, strict=False)
         segments, drafts = [], []
-        for segment in cache.segments():
-            name = segment.path.name
+        # By name: what nobody needs may be damaged.
+        for folder in cache.folders():
+            name = folder.name
             if name in used:
                 continue
-            settled = _number(name) <= newest or name in _used(cache, dropped, strict=False)[0]
-            if settled or self._old(segment.path):
+            if not (folder / "segment.json").is_file() and name not in before:
+                if self._old(folder):
+                    drafts.append(name)
+            elif _number(name) <= newest or name in before or self._old(folder):
                 segments.append(name)
-        for draft in cache.drafts():
-            if self._old(draft.path):
-                drafts.append(draft.path.name)
         put_aside = [relative(p, cache.path) for p in cache.quarantined()]
         quarantined = tuple(put_aside) if self.quarantine else ()
         folders = [cache.path / "segments" / name for name in [*segments, *drafts]]
@@ -106,8 +112,12 @@ class _Policy:
         if size is None:
             folders += [cache.path / name for name in leftovers]
         folders += [file for n in dropped for file in _snapshot_files(cache, n)]
+        needed = _needed_books(cache, {*segments, *drafts}, aside=not self.quarantine)
+        unneeded = tuple(digest for digest in books(cache.path) if digest not in needed)
+        folders += [book_place(cache.path, digest) for digest in unneeded]
         total = sum(_bytes(place) for place in folders) + (size or 0)
-        return Pruned(dropped, tuple(segments), tuple(drafts), leftovers, quarantined, total)
+        names = tuple(segments), tuple(drafts), leftovers, quarantined, unneeded
+        return Pruned(dropped, *names, total)
 
     def _kept(self, cache: Cache, number: int, known: list[int]) -> bool:
         if self.keep_last is None and self.keep_days is None:
@@ -150,6 +160,22 @@ def _used(cache: Cache, numbers: Iterable[int], strict: bool = True) -> tuple[se
     return names, max(map(_number, names), default=0)
 
 
+def _needed_books(cache: Cache, gone: set[str], aside: bool) -> set[str]:
+    """The books of segments and drafts without those that go; `aside`: and of those in quarantine.
+
+    All of them when a plan that stays cannot be read.
+    """
+    try:
+        folders = [Folder(place) for place in cache.folders() if place.name not in gone]
+    except StillroomError:
+        return set(books(cache.path))
+    needed = {ask.book for folder in folders for ask in folder.asked.values() if ask.book}
+    for place in cache.quarantined() if aside else ():
+        with suppress(StillroomError, OSError):  # what is put aside is mostly damaged
+            needed |= {ask.book for ask in Folder(place).asked.values() if ask.book}
+    return needed
+
+
 def _snapshot_files(cache: Cache, number: int) -> list[Place]:
     """In the order in which they go: the JSON first, then nobody sees the rest."""
     folder = cache.path / "snapshots"
@@ -171,12 +197,13 @@ def _leftovers(cache: Cache) -> tuple[str, ...]:
     named = {file for n in cache.snapshots() for file in _snapshot_files(cache, n)}
     folder = cache.path / "snapshots"
     for place in children(folder):
-        if place.name.endswith(".arrow") and place not in named:
+        if is_runs(place.name) and place not in named:
             found.add(relative(place, cache.path))
     used, _ = _used(cache, cache.snapshots(), strict=False)
     for place in children(cache.path / "segments"):
         # Of a draft whose making, or of a segment whose removal, was cut off.
-        if not (place / "plan.json").exists() and place.name not in used:
+        begun = is_segment(place.name) and place.is_dir() and not (place / "plan.json").exists()
+        if begun and place.name not in used:
             found.add(relative(place, cache.path))
     return tuple(sorted(found))
 
@@ -193,6 +220,8 @@ def _remove(cache: Cache, chosen: Pruned) -> None:
             remove(file)
     for name in [*chosen.segments, *chosen.drafts]:
         remove_tree(cache.path / "segments" / name, first=["plan.json"])
+    for digest in chosen.books:
+        remove(book_place(cache.path, digest))
     for name in [*chosen.quarantined, *chosen.leftovers]:
         place = cache.path / name
         if place.is_dir():

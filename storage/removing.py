@@ -48,7 +48,12 @@ def remove_tree(place: Place, first: Iterable[str] = ()) -> None:
         each_of(place, remove, [*remote(place).below(), remote(place)])
         return
     with store_errors(place), suppress(FileNotFoundError):
-        shutil.rmtree(place) if place.is_dir() else place.unlink()
+        _remove_whole(place)
+
+
+def _remove_whole(path: Path) -> None:
+    """A folder with all in it, or a file; of a link the link alone."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def move(place: Place, target: Place, first: Iterable[str] = ()) -> None:
@@ -83,7 +88,7 @@ def remove_leftovers(folder: Place) -> int:
     for path in list(folder.rglob(f"{TEMPORARY}*")):
         with store_errors(path), suppress(FileNotFoundError):
             if _is_left(path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove_whole(path)
                 count += 1
     return count
 
@@ -95,4 +100,4 @@ def _is_left(path: Path) -> bool:
             return not in_work(path.name)
         started = owner[3] if owner[3] != "0" else ""
         return is_dead({**here, "pid": int(owner[2]), "started": started})
-    return time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
+    return time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS

@@ -10,21 +10,22 @@ from typing import Any
 import pyarrow as pa
 
 from stillroom.storage.draft import seal_of
-from stillroom.storage.errors import GARBLED, StillroomError
+from stillroom.storage.errors import GARBLED, CorruptShardError, StillroomError
 from stillroom.storage.file_checks import file_problems
 from stillroom.storage.files import (
     TEMPORARY,
     crc32c,
+    fits_checksum,
     json_bytes,
+    parse_json,
     pieces_of,
-    read_json,
+    read_whole,
     size_of,
 )
-from stillroom.storage.folder import Folder
+from stillroom.storage.folder import Folder, Shard
 from stillroom.storage.identity import digest
 from stillroom.storage.place import Place, files_below, relative
-from stillroom.storage.problems import EXTRA, Problem
-from stillroom.storage.receipt import receipt_path
+from stillroom.storage.problems import EXTRA, Problem, damage
 from stillroom.storage.segment import Segment
 from stillroom.storage.shards import StoredFile
 from stillroom.storage.signal import Signal
@@ -32,7 +33,8 @@ from stillroom.storage.table import read_table
 from stillroom.storage.zarr_shards import array_metadata
 
 _SHARD = re.compile(
-    r"(?:signals/[^/]+/c/(\d+)|records/[^/]+/(\d+)\.arrow|receipts/(\d+)\.json)\b.*"
+    r"(?:signals/[^/]+/c/([0-9]{1,9})|records/[^/]+/([0-9]{1,9})\.arrow"
+    r"|receipts/([0-9]{1,9})\.json)\b.*"
 )
 
 
@@ -62,22 +64,39 @@ class SegmentChecks:
         self._receipts: dict[int, dict[str, Any]] = {}
         self._suspect: set[int] = set()
         """Shards whose receipt is damaged: whose files are whose cannot be said."""
+        self._odd: dict[str, str] = {}
+        """Small files that fit their own checksum and not the seal's, and how in words."""
+        self._plan: Folder | None = None
+        self._shards: list[Shard] = []
+        self._no_rows = ""
+        """What keeps rows.arrow from being opened, in words."""
+        self._first_format = False
+        """Whether the plan is of format 1, which knew no checksums but those of the seal."""
         self._known = {"segment.json", "plan.json", "rows.arrow"}
 
     def small(self) -> list[Problem]:
         """Plan, rows, receipts, seal, Zarr's metadata, and files that nothing names."""
         found = [*self._seal_itself(), *self._plan_and_rows(), *self._all_receipts()]
-        if not found and self.sealed:
+        found += self._seal_or_files(blame_seal=not found)
+        if not found and self.sealed and not self._first_format:
             found += self._seal_agrees()
         found += self._metadata()
         found += self._strays()
         if self.sealed:
             try:
                 self.segment = Segment(self.folder)
-            except StillroomError as error:
+            except (StillroomError, OSError) as error:
+                words = damage(error)
                 if not found:
-                    found.append(self._problem("segment.json", str(error)))
+                    found.append(self._problem("segment.json", words))
         return found
+
+    def books(self) -> set[str]:
+        """The digests of the books that the plan and the receipts name; after `small`."""
+        named = {ask.book for ask in self._plan.asked.values()} if self._plan else set()
+        for receipt in self._receipts.values():
+            named |= {str(s.get("book", "")) for s in receipt["signals"].values()}
+        return named - {""}
 
     def tasks(self) -> Iterator[Callable[[], list[Problem]]]:
         """One task for each file of each finished shard."""
@@ -92,7 +111,10 @@ class SegmentChecks:
         file, signal = StoredFile.from_json(entry), Signal.from_json(name, described)
 
         def task() -> list[Problem]:
-            words = file_problems(self.folder, file, signal)
+            try:
+                words = list(file_problems(self.folder, file, signal))
+            except (StillroomError, OSError) as error:  # the disk cannot read it, or it just went
+                words = [f"cannot be read: {damage(error)}"]
             return [self._problem(file.path, what, index, name) for what in words]
 
         self.files += 1
@@ -110,41 +132,103 @@ class SegmentChecks:
             return
         place = self.folder / "segment.json"
         try:
-            seal = read_json(place)
+            content = self._read(read_whole(place))
+            seal = parse_json(content, place)
             self._sums = {str(n): str(crc) for n, crc in seal["files"].items()}
-            if json_bytes(seal) != place.read_bytes():
+            if json_bytes(seal) != content:
                 yield self._problem("segment.json", "is not spelled as it was written")
-        except (StillroomError, *GARBLED) as error:
-            yield self._problem("segment.json", f"cannot be read: {error}")
+        except (StillroomError, OSError, *GARBLED) as error:
+            yield self._problem("segment.json", f"cannot be read: {damage(error)}")
 
-    def _changed(self, path: str) -> str:
-        """In words what is wrong with a small file; empty when it is there and as the seal says."""
+    def _seal_or_files(self, blame_seal: bool) -> Iterator[Problem]:
+        """Small files that differ from the seal: one alone that is whole in itself is right, and the
+        seal is wrong."""
+        if blame_seal and len(self._odd) == 1:
+            (path,) = self._odd
+            yield self._problem("segment.json", f"states another checksum than that of {path}")
+            return
+        for path, what in self._odd.items():
+            yield self._problem(path, what, shard_of(path))
+
+    def _json(self, path: str) -> tuple[dict[str, Any], str]:
+        """A small file, and what is wrong with its bytes in words."""
         place = self.folder / path
-        if not place.is_file():
-            return "is missing"
-        self.files += 1
-        self.bytes += size_of(place) or 0
+        content = self._read(read_whole(place))
+        value = parse_json(content, place)
+        whole = None
+        self._first_format |= path == "plan.json" and value.get("format") == 1
+        if not self._first_format or "checksum" in value:
+            whole = fits_checksum(value, content)
+        return value, self._differs(path, whole, f"{crc32c([content]):08x}")
+
+    def _read(self, content: bytes) -> bytes:
+        self.files, self.bytes = self.files + 1, self.bytes + len(content)
+        return content
+
+    def _differs(self, path: str, whole: bool | None, found: str) -> str:
+        """In words what is wrong with a small file; empty when nothing is, or when the seal may be.
+
+        `whole`: whether it fits the checksum that it or its plan holds; None where there is none.
+        """
+        if whole is False:
+            return "its own checksum does not fit: bytes were changed"
         stated = self._sums.get(path)
-        found = f"{crc32c(pieces_of(place)):08x}"
-        return "" if stated in (None, found) else f"checksum {found}, the seal says {stated}"
+        words = "" if stated in (None, found) else f"checksum {found}, the seal says {stated}"
+        if words and whole:
+            self._odd[path] = words
+            return ""
+        return words
 
     def _plan_and_rows(self) -> Iterator[Problem]:
-        self._plan: Folder | None = None
-        wrong = {path: self._changed(path) for path in ("plan.json", "rows.arrow")}
-        yield from (self._problem(path, what) for path, what in wrong.items() if what)
-        if any(wrong.values()):
-            return
+        if what := self._plan_itself():
+            yield self._problem("plan.json", what)
+        if what := self._rows_as_noted():
+            yield self._problem("rows.arrow", what)
+        elif self._plan is not None:
+            yield from self._rows(self._plan)
+
+    def _rows_as_noted(self) -> str:
+        """What is wrong with the bytes of rows.arrow, in words."""
+        place = self.folder / "rows.arrow"
+        if not place.is_file():
+            return "is missing"
+        noted = self._plan.rows_checksum if self._plan else None
+        self.files, self.bytes = self.files + 1, self.bytes + (size_of(place) or 0)
         try:
-            plan = Folder(self.folder)
+            found = f"{crc32c(pieces_of(place)):08x}"
+            whole = found == noted if noted else None
+            return self._differs("rows.arrow", whole, found) or self._no_rows
+        except OSError as error:
+            return f"cannot be read: {damage(error)}"
+
+    def _plan_itself(self) -> str:
+        """Read the plan; what is wrong with it in words."""
+        try:
+            _, what = self._json("plan.json")
+            if what:
+                return what
+            plan = self._opened()
+            if plan is None:
+                return ""
             if digest(plan.identity) != plan.digest:
-                yield self._problem("plan.json", "its digest is not that of its identity")
+                return "its digest is not that of its identity"
             ending = f"-{plan.teacher}-{plan.digest[:12]}"
             if not self.folder.name.endswith(ending):
-                yield self._problem("plan.json", f"the folder's name does not end in {ending}")
-            self._plan = plan
-        except (StillroomError, *GARBLED) as error:
-            yield self._problem("plan.json", str(error))
-            return
+                return f"the folder's name does not end in {ending}"
+            self._plan, self._shards = plan, plan.shards()
+        except (StillroomError, OSError, *GARBLED) as error:
+            return damage(error)
+        return ""
+
+    def _opened(self) -> Folder | None:
+        """The plan with its rows; None when not the plan is at fault but rows.arrow."""
+        try:
+            return Folder(self.folder)
+        except CorruptShardError as error:
+            self._no_rows = str(error)
+            return None
+
+    def _rows(self, plan: Folder) -> Iterator[Problem]:
         try:
             assert len(plan.keys) == plan.rows  # reading the keys checks schema, nulls and count
             table = pa.Table.from_batches([read_table(self.folder / "rows.arrow", None)])
@@ -153,8 +237,8 @@ class SegmentChecks:
                 yield self._problem(
                     "rows.arrow", f"{plan.rows - len(pairs):,} rows are there twice"
                 )
-        except (StillroomError, pa.ArrowException, *GARBLED) as error:
-            yield self._problem("rows.arrow", str(error))
+        except (StillroomError, pa.ArrowException, OSError, *GARBLED) as error:
+            yield self._problem("rows.arrow", damage(error))
 
     def _numbers(self) -> list[int]:
         """Shards that should have a receipt: those of the seal, or those that have one."""
@@ -167,42 +251,52 @@ class SegmentChecks:
         for index in self._numbers():
             path = f"receipts/{index:05d}.json"
             self._known.add(path)
-            what = self._changed(path)
-            if not what:
-                what = self._receipt(index)
-            if what:
+            if what := self._receipt(index, path):
                 self._suspect.add(index)
                 yield self._problem(path, what, index)
         if self._plan is not None and not self.sealed:
-            self.unfinished = len(self._plan.shards()) - len(self._receipts)
+            self.unfinished = len(self._shards) - len(self._receipts)
 
-    def _receipt(self, index: int) -> str:
+    def _receipt(self, index: int, path: str) -> str:
         """Read one receipt; what is wrong with it in words."""
         try:
-            receipt = read_json(receipt_path(self.folder, index))
+            receipt, what = self._json(path)
+            if what:
+                return what
+            if self._plan is not None and self._is_of_other_rows(receipt, self._plan):
+                if self.sealed:
+                    return "was written for other rows than its plan's"
+                # By a process that outlived its own draft of this name: it counts for nothing.
+                self.leftovers.append(relative(self.folder / path, self._cache))
+                return ""
             paths = []
             for name, described in receipt["signals"].items():
                 Signal.from_json(name, described)
                 paths += [StoredFile.from_json(entry).path for entry in described["files"]]
             if self._plan is not None:
-                shard = self._plan.shards()[index]
+                shard = self._shards[index]
                 if (receipt["shard"], receipt["start"], receipt["stop"]) != (
                     *(index, shard.start, shard.stop),
                 ):
                     return f"is not of shard {index} of its plan"
             self._known.update(paths)
             self._receipts[index] = receipt
-        except (StillroomError, *GARBLED) as error:
-            return f"is no receipt: {error}"
+        except (StillroomError, OSError, *GARBLED) as error:
+            return f"is no receipt: {damage(error)}"
         return ""
+
+    def _is_of_other_rows(self, receipt: dict[str, Any], plan: Folder) -> bool:
+        """Where the seal knows another plan or other rows, those are wrong and not the receipts."""
+        foreign = receipt.get("rows_crc32c") != plan.rows_checksum
+        return foreign and not {"plan.json", "rows.arrow"} & set(self._odd)
 
     def _seal_agrees(self) -> Iterator[Problem]:
         """The seal follows from the other files, so every byte of it can be compared."""
         assert self._plan is not None
         try:
             expected = json_bytes(seal_of(self._plan, self._receipts))
-        except (StillroomError, *GARBLED) as error:
-            yield self._problem("segment.json", f"its receipts cannot be sealed: {error}")
+        except (StillroomError, OSError, *GARBLED) as error:
+            yield self._problem("segment.json", f"its receipts cannot be sealed: {damage(error)}")
             return
         if expected != (self.folder / "segment.json").read_bytes():
             yield self._problem("segment.json", "does not say what plan, rows and receipts say")
@@ -236,7 +330,9 @@ class SegmentChecks:
             shard = shard_of(path)
             temporary = any(part.startswith(TEMPORARY) for part in path.split("/"))
             unfinished = shard is not None and shard not in {*self._receipts, *self._suspect}
-            expected = self._unclear(path, shard) if self.sealed else path.endswith("zarr.json")
+            unfinished &= self._plan is None or shard in range(len(self._shards))
+            unsealed = not self.sealed and path.endswith("zarr.json")
+            expected = unsealed or self._unclear(path, shard)
             if temporary or (unfinished and self.sealed):
                 self.leftovers.append(relative(place, self._cache))
             elif not unfinished and not expected:

@@ -1,41 +1,46 @@
 """Verify: every stored byte against what says how it must be; nothing is written.
 
 Chunks and records are compared with their receipts, receipts and rows with the seal, the seal with
-the receipts, zarr.json with what zarr-python makes of the signals, snapshots with their own checksums
-and with the segments that they read. `made/`, `quarantine/`, locks and leases are no content of the
-cache and are not looked at.
+the receipts, zarr.json with what zarr-python makes of the signals, books with their names, snapshots
+with their own checksums and with the segments that they read. `made/`, `quarantine/`, locks and
+leases are no content of the cache and are not looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from stillroom.storage.book_checks import BookChecks
+from stillroom.storage.books import FOLDER as BOOKS
 from stillroom.storage.cache import QUARANTINE
 from stillroom.storage.errors import GARBLED, NotACacheError, StillroomError
 from stillroom.storage.files import (
     TEMPORARY,
     children,
+    fits_checksum,
     json_bytes,
-    read_json,
+    parse_json,
+    read_whole,
     size_of,
-    with_checksum,
 )
 from stillroom.storage.folder import FORMAT, READABLE
 from stillroom.storage.place import Place, place_of, relative
-from stillroom.storage.problems import EXTRA, Problem, Verified
+from stillroom.storage.problems import EXTRA, Problem, Verified, damage
 from stillroom.storage.segment import Segment
 from stillroom.storage.segment_checks import SegmentChecks
-from stillroom.storage.snapshot import Snapshot
+from stillroom.storage.snapshot import Snapshot, is_runs, is_segment, snapshot_number
 
 _ASIDE = {QUARANTINE, "leases", "locks", "made"}
 """Folders that are no content of the cache."""
 MARKER = {"format": FORMAT, "stillroom": "teacher cache"}
 """What cache.json says."""
-Check = Callable[[], list[Problem]]
+_NONE = np.zeros(0, bool)
 
 
 def verify(path: str | Place, *, threads: int = 8) -> Verified:
@@ -53,6 +58,15 @@ def verify(path: str | Place, *, threads: int = 8) -> Verified:
 
 def _name(place: Place) -> str:
     return place.name
+
+
+@dataclass(frozen=True)
+class _Sealed:
+    """A sealed segment as snapshots see it."""
+
+    segment: Segment | None
+    """None when it cannot be opened: its own problems are named."""
+    served: NDArray[np.bool_]
 
 
 class _Verification:
@@ -73,11 +87,21 @@ class _Verification:
         for segment in checked:
             self._problems += segment.small()
             self._leftovers += segment.leftovers
+        books = BookChecks(self._cache, {s.folder.name: s.books() for s in checked})
+        self._problems += books.small()
+        self._leftovers += books.leftovers
         tasks = [task for segment in checked for task in segment.tasks()]
+        tasks += books.tasks()
         with ThreadPoolExecutor(self._threads) as pool:
             for found in pool.map(lambda task: task(), tasks):
                 self._problems += found
-        sealed = {s.folder.name: s.segment for s in checked if s.sealed}
+        opened = [s.segment for s in checked if s.segment is not None]
+        self._problems += books.fitting(x for s in opened for x in s.signals.values())
+        sealed = {
+            s.folder.name: _Sealed(s.segment, s.segment.served() if s.segment else _NONE)
+            for s in checked
+            if s.sealed
+        }
         snapshots = sorted((p for p in known if p.name.endswith(".json")), key=_name)
         for place in snapshots:
             self._problems += self._snapshot(place, sealed)
@@ -88,8 +112,8 @@ class _Verification:
             drafts=len(checked) - len(sealed),
             snapshots=len(snapshots),
             unfinished=sum(s.unfinished for s in checked),
-            files=self._files + sum(s.files for s in checked),
-            bytes=self._bytes + sum(s.bytes for s in checked),
+            files=self._files + books.files + sum(s.files for s in checked),
+            bytes=self._bytes + books.bytes + sum(s.bytes for s in checked),
         )
 
     def _named(self, place: Place, what: str, segment: str | None = None) -> Problem:
@@ -114,22 +138,19 @@ class _Verification:
         for place in sorted(children(self._cache / "segments"), key=_name):
             if place.name.startswith(TEMPORARY):
                 self._leftovers.append(relative(place, self._cache))
-            elif place.name[:4].isdigit() and (place / "plan.json").is_file():
-                yield place
-            elif place.name[:4].isdigit() and place.name not in used:
-                self._leftovers.append(relative(place, self._cache))  # begun or removed half-way
-            elif place.is_dir() and place.name[:4].isdigit():
+            elif not is_segment(place.name) or not place.is_dir():
+                self._problems.append(self._named(place, EXTRA))
+            elif (place / "plan.json").is_file() or place.name in used:
                 yield place
             else:
-                self._problems.append(self._named(place, EXTRA))
+                self._leftovers.append(relative(place, self._cache))  # begun or removed half-way
 
     def _used(self) -> set[str]:
         """Names of the segments that the snapshots read."""
         names = set[str]()
         for place in children(self._cache / "snapshots"):
-            if place.name.endswith(".json") and place.name[:-5].isdigit():
+            if (number := snapshot_number(place.name)) is not None:
                 with suppress(StillroomError):
-                    number = int(place.name[:-5])
                     names |= {name for *_, name, _ in Snapshot(self._cache, number).stretches()}
         return names
 
@@ -139,70 +160,70 @@ class _Verification:
             if place.name.startswith(TEMPORARY):
                 self._leftovers.append(place.name)
             elif not (
-                place.name in {*_ASIDE, "segments", "snapshots", "cache.json"}
+                place.name in {*_ASIDE, BOOKS, "segments", "snapshots", "cache.json"}
                 or place.name.endswith((".lock", ".lease"))
             ):
                 self._problems.append(self._named(place, EXTRA))
         folder, own = self._cache / "snapshots", set[Place]()
         present = [p for p in sorted(children(folder), key=_name) if p.name not in _ASIDE]
         for place in present:
-            if place.name.endswith(".json") and place.name[:-5].isdigit():
-                own |= {place, *self._runs_of(place)}
+            if (number := snapshot_number(place.name)) is not None:
+                own |= {place, *self._runs_of(place, number)}
         for place in present:
             if place.name.startswith(TEMPORARY) or (
-                place not in own and place.name.endswith(".arrow")
+                place not in own and is_runs(place.name)
             ):  # runs come before the JSON that names them: of a commit that was killed
                 self._leftovers.append(relative(place, self._cache))
             elif place not in own:
                 self._problems.append(self._named(place, EXTRA))
         return own
 
-    def _runs_of(self, place: Place) -> tuple[Place, ...]:
+    def _runs_of(self, place: Place, number: int) -> tuple[Place, ...]:
         try:
-            return Snapshot(self._cache, int(place.name[:-5])).files()[1:]
+            return Snapshot(self._cache, number).files()[1:]
         except StillroomError:
             # Of a snapshot that is named as damaged itself.
-            number = place.name[:-5]
-            return tuple(p for p in children(place.parent) if p.name.startswith(f"{number}-"))
+            stem = place.name.removesuffix(".json")
+            return tuple(p for p in children(place.parent) if p.name.startswith(f"{stem}-"))
 
-    def _snapshot(self, place: Place, sealed: dict[str, Segment | None]) -> Iterator[Problem]:
+    def _snapshot(self, place: Place, sealed: dict[str, _Sealed]) -> Iterator[Problem]:
         self._read(place)
         try:
-            value = read_json(place)
-            if with_checksum(value) != value or json_bytes(value) != place.read_bytes():
+            content = read_whole(place)
+            value = parse_json(content, place)
+            fits = fits_checksum(value, content)
+            if value.get("format") == 1 and "checksum" not in value:
+                fits = json_bytes(value) == content
+            if not fits:
                 yield self._named(place, "its own checksum does not fit: bytes were changed")
                 return
             snapshot = Snapshot(self._cache, int(value["number"]))
             if snapshot.files()[0] != place:
                 yield self._named(place, f"calls itself snapshot {snapshot.number}")
-        except (StillroomError, *GARBLED) as error:
-            yield self._named(place, str(error))
+        except (StillroomError, OSError, *GARBLED) as error:
+            yield self._named(place, damage(error))
             return
         runs = snapshot.files()[1]
         try:
             stretches = snapshot.stretches()
             self._read(runs)
-        except StillroomError as error:
-            yield self._named(runs, str(error))
+        except (StillroomError, OSError) as error:
+            yield self._named(runs, damage(error))
             return
-        covered = np.zeros(snapshot.rows, bool)
-        for source, start, rows, name, slot in stretches:
-            covered[start : start + rows] = True
+        for source, _, rows, name, slot in stretches:
             problem = self._stretch(snapshot, source, sealed, name, slot, slot + rows)
             if problem:
                 missing = name not in sealed
                 where = self._cache / "segments" / name / "segment.json" if missing else runs
                 yield self._named(where, problem, name if missing else None)
-        if not covered.all():
-            yield self._named(
-                runs, f"leaves {(~covered).sum():,} of {len(covered):,} rows to no slot"
-            )
+        if uncovered := snapshot.rows - _covered([(at, rows) for _, at, rows, *_ in stretches]):
+            yield self._named(runs, f"leaves {uncovered:,} of {snapshot.rows:,} rows to no slot")
 
     def _stretch(
         self,
         snapshot: Snapshot,
         source: int,
-        sealed: dict[str, Segment | None],
+        sealed: dict[str, _Sealed],
         name: str,
         slot: int,
         stop: int,
@@ -210,15 +231,24 @@ class _Verification:
         """What is wrong with a run, in words; empty when its slots are served."""
         if name not in sealed:
             return f"is missing, though snapshot {snapshot.number} reads from it"
-        segment = sealed[name]
+        segment, served = sealed[name].segment, sealed[name].served
         if segment is None:
-            return ""  # its own problems are named
+            return ""
         if not 0 <= source < len(snapshot.sources):
             return f"names source {source}, which snapshot {snapshot.number} lacks"
-        if stop > segment.rows or not segment.served()[slot:stop].all():
+        if stop > segment.rows or not served[slot:stop].all():
             return f"names slots {slot:,} to {stop:,} of {name}, which it does not serve"
         for known, signal in snapshot.sources[source].signals.items():
             stored = segment.signals.get(known)
             if stored is None or signal.differs(stored):
                 return f"reads signal {known!r} from {name}, which holds another or none"
         return ""
+
+
+def _covered(runs: Sequence[tuple[int, int]]) -> int:
+    """How many positions (start, rows) runs hold; nothing is taken on their word for its size."""
+    count = end = 0
+    for start, rows in sorted(runs):
+        count += max(start + rows - max(start, end), 0)
+        end = max(end, start + rows)
+    return count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from stillroom.pipeline import LocalRunner, RayRunner, Runner
@@ -14,3 +16,10 @@ def runner(request: pytest.FixtureRequest) -> Runner:
         return LocalRunner()
     shared: RayRunner = request.getfixturevalue("ray_runner")
     return shared
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncs are called but wait for nothing: what they guard against, a machine that loses power, no
+    test can cause, and they would be a third of the suite's time."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)

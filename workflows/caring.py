@@ -16,7 +16,7 @@ from stillroom.stages.rows import Rows
 from stillroom.stages.teacher import Teacher
 from stillroom.storage.cache import Cache
 from stillroom.storage.compacting import compact
-from stillroom.storage.errors import UnknownRowError
+from stillroom.storage.errors import NotACacheError, UnknownRowError
 from stillroom.storage.pruning import prune
 from stillroom.storage.verifying import verify
 from stillroom.workflows.flows import find_workflow, parse_settings
@@ -48,7 +48,7 @@ def prune_cache(path: str, policy: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         _print({"path": str(path), "dry_run": policy["dry_run"], **done.to_json()})
         return
-    for what in ("snapshots", "segments", "drafts", "leftovers", "quarantined"):
+    for what in ("snapshots", "segments", "drafts", "leftovers", "quarantined", "books"):
         for name in getattr(done, what):
             print(f"{what.removesuffix('s')} {name}")
     print(f"{'would remove' if policy['dry_run'] else 'removed'} {amount(done.bytes)}")
@@ -66,7 +66,7 @@ def compact_cache(path: str, dry_run: bool, as_json: bool) -> None:
         print(
             f"{merged.teacher}: {verb} {len(merged.segments)} segments, {merged.rows:,} rows: {names}"
         )
-    if not done.merged:
+    if not done.merged and done.snapshot is None:
         print("nothing to join: no teacher's rows lie in several segments")
     if done.snapshot is not None:
         print(f"snapshot {done.snapshot} reads from what was joined; prune drops the old segments")
@@ -90,8 +90,13 @@ def audit_workflow(flow: str, arguments: list[str], out: Path | None, as_json: b
 
 
 def repair_workflow(flow: str, arguments: list[str], out: Path | None, as_json: bool) -> bool:
-    """Print what a workflow's repairs did; whether something is still wrong."""
+    """Print what a workflow's repairs did; whether something is still wrong.
+
+    What one teacher's repair had to leave, that of another teacher of the same cache may have mended:
+    the last word on a cache counts.
+    """
     done = _act(flow, arguments, out, "repair")
+    last = {report.get("cache", step): report for step, report in done.items()}
     if as_json:
         _print(done)
     else:
@@ -99,10 +104,10 @@ def repair_workflow(flow: str, arguments: list[str], out: Path | None, as_json: 
             for what in ("put_back", "retaught", "quarantined"):
                 for name in report[what]:
                     print(f"{step}: {what.replace('_', ' ')}: {name}")
-            for problem in report["unrepairable"]:
+            for problem in report["unrepairable"] if report in last.values() else ():
                 print(f"{step}: not repairable: {problem['path']}: {problem['what']}")
             print(f"{step}: {report['rows']:,} rows were computed again")
-    return any(report["unrepairable"] for report in done.values())
+    return any(report["unrepairable"] for report in last.values())
 
 
 def mend(path: Path, rows: Rows, teacher: Teacher, runner: Runner) -> Result:
@@ -117,14 +122,16 @@ def mend(path: Path, rows: Rows, teacher: Teacher, runner: Runner) -> Result:
     first = repair(cache, rows, teacher, problems, runner=runner).to_json()
     try:
         wrong = audit(cache, rows, teacher, runner=runner).problems()
-    except UnknownRowError:
+    except (UnknownRowError, NotACacheError):  # nothing of it is in a snapshot
         wrong = []
     if not wrong:
-        return first
+        return {"cache": str(path), **first}
     second = repair(cache, rows, teacher, wrong, runner=runner).to_json()
     lists = ("put_back", "retaught", "quarantined", "unrepairable")
     joined = {key: [*first[key], *second[key]] for key in lists}
-    return {**second, **joined, "rows": first["rows"] + second["rows"]}
+    joined["rows"] = first["rows"] + second["rows"]
+    joined["snapshot"] = second["snapshot"] or first["snapshot"]
+    return {"cache": str(path), **second, **joined}
 
 
 def _act(flow: str, arguments: list[str], out: Path | None, name: str) -> dict[str, Result]:

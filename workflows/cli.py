@@ -7,6 +7,7 @@ setting is wrong; 3 verify, audit or repair found damage; 130 interrupted.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,21 +63,44 @@ def plan(
     context: typer.Context,
     flow: Annotated[str, typer.Argument(help="A bundled workflow (digits) or a Python file.")],
     out: Out = None,
+    probe: Annotated[bool, typer.Option(help="Load teachers and time some rows.")] = False,
+    workers: Workers = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="Of a machine that runs one worker.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a run would compute, and why; nothing is computed or written."""
+    """Say what a run would compute, why, and what that takes: bytes, seconds, room, N*.
+
+    Nothing is computed or written; with --probe each teacher that is to answer is loaded once and
+    answers a few batches. Exit code 1 when what is to be written does not fit the disk.
+    """
     from stillroom.workflows.running import plan_workflow
 
-    plan_workflow(flow, context.args, out, as_json)
+    count = len(os.sched_getaffinity(0)) if workers is None else max(workers, 1)
+    options = {"probe": probe, "workers": count, "price_per_hour": price_per_hour}
+    if not plan_workflow(flow, context.args, out, options, as_json):
+        raise typer.Exit(FAILED)
 
 
 @cache_app.command("show")
-def cache_show(path: Where, as_json: Json = False) -> None:
-    """Snapshots, teachers, signals, bytes."""
-    from stillroom.workflows.inspecting import describe_cache, print_cache
+def cache_show(
+    path: Where,
+    teacher: Annotated[str | None, typer.Option(help="This teacher alone.")] = None,
+    identity: Annotated[bool, typer.Option("--identity", help="Identities in full.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Teachers and their identities, how those differ, signals, bytes, errors, snapshots."""
+    from stillroom.workflows.inspecting import describe_cache
+    from stillroom.workflows.showing import print_cache, print_identities
 
     described = describe_cache(path)
-    _print(described) if as_json else print_cache(described)
+    if identity:
+        print_identities(described, teacher)
+    elif as_json:
+        _print(described)
+    else:
+        print_cache(described, teacher)
 
 
 @cache_app.command("verify")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.pipeline.execute import StepFinished, StepStarted
 from stillroom.stages.events import (
+    BooksMade,
     RowsTaught,
     StudentTrained,
     TeachFinished,
@@ -49,6 +50,7 @@ class Progress:
             StepStarted: self._step_started,
             StepFinished: self._step_finished,
             TeachStarted: self._teach_started,
+            BooksMade: self._books_made,
             RowsTaught: self._rows_taught,
             TeachFinished: self._teach_finished,
             TrainStarted: self._train_started,
@@ -101,6 +103,11 @@ class Progress:
         self._begin(event.rows)
         kept = f", {event.resumed:,} rows kept from a run that was cut off" if event.resumed else ""
         self._line(f"  teaching with {event.teacher}: {event.why}{kept}")
+
+    def _books_made(self, event: BooksMade) -> None:
+        names = ", ".join(event.signals)
+        asked = f" from {event.rows:,} rows" if event.rows else ""
+        self._line(f"  {event.teacher}: constants of {names} made{asked} in {event.seconds:.1f} s")
 
     def _rows_taught(self, event: RowsTaught) -> None:
         self._done += event.rows

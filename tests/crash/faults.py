@@ -6,7 +6,6 @@ import builtins
 import errno
 import io
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,19 +31,23 @@ class Fault:
     folder: Path
     kind: str = "full"
     at: int = -1
-    count: int = 0
     struck: str = ""
     """The operation that failed."""
-    seen: Counter[str] = field(default_factory=Counter)
+    seen: list[str] = field(default_factory=list)
+    """Every operation so far."""
 
     def hits(self, name: str) -> bool:
         """Count an operation; whether it is the one that fails."""
-        self.seen[name] += 1
-        self.count += 1
-        if self.count - 1 != self.at or (self.kind in ("torn", "short") and name != "write"):
+        self.seen.append(name)
+        if len(self.seen) - 1 != self.at:
             return False
         self.struck = name
         return True
+
+    def possible(self, kind: str) -> list[int]:
+        """The numbers of the operations that can fail in that way, of those that were seen."""
+        partial = kind in ("torn", "short")
+        return [i for i, name in enumerate(self.seen) if name == "write" or not partial]
 
     def concerns(self, target: Any) -> bool:
         """Whether an operation is on something below the folder."""

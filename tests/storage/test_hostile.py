@@ -35,6 +35,7 @@ many = settings(
 ODD: list[Any] = [
     *(None, True, -1, 0, 1, 2, 3, 7, 2**31, 2**53, 2**63 - 1, 2**63, 2**70, 0.5, -0.0, 1e308),
     *(float("inf"), float("nan"), "", "x", "raw", "float16", "string", "topk(2)", "topk(0)"),
+    *("int8", "sampled(4)", "packed(topk(2))", "packed(sampled(4))"),
     *("../../../outside/secret", "/etc/passwd", "..", ".", "a/../../../../outside/secret"),
     *("\0", "é" * 300, "signals/x/c/0/0", "0001-", "00000000", "x" * 5000),
     *(
@@ -80,12 +81,16 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
         "rag": Ragged.of([np.full((i % 3, 2), i, "f4") for i in range(6)]),
         "tok": Ragged.of([np.full((i % 3, 5), i, "f4") for i in range(6)]),
         "text": [f"é{i}" for i in range(6)],
+        "whole": np.arange(60, dtype="f4").reshape(6, 2, 5),
+        "said": Ragged.of([np.full((i % 3, 5), i, "f4") for i in range(6)]),
+        "byte": np.arange(12, dtype="f4").reshape(6, 2),
     }
-    encodings = {"top": "topk(2)", "tok": "topk(2)", "rag": "float16"}
+    encodings = {"top": "topk(2)", "tok": "topk(2)", "rag": "float16", "byte": "int8"}
+    encodings |= {"whole": "packed(topk(2))", "said": "packed(sampled(4))"}
     small.commit(keys, [small.teach(keys, values, encodings=encodings, shard_rows=3)])
     draft = small.draft(keys, encodings, shard_rows=3, weights=2)
-    first = {name: values[name][:3] for name in ("top",)}
-    ragged = {n: Ragged.of(list(values[n])[:3]) for n in ("tok", "rag")}
+    first = {name: values[name][:3] for name in ("top", "whole", "byte")}
+    ragged = {n: Ragged.of(list(values[n])[:3]) for n in ("tok", "rag", "said")}
     draft.write(draft.shards()[0], {**first, **ragged}, {"top": {"kl": 0.5}})
     sound = {p: p.read_bytes() for p in on_disk(small.cache.path).rglob("*") if p.is_file()}
     found = Victim(on_disk(small.cache.path), sound)
@@ -138,6 +143,7 @@ def _read(snapshot: Snapshot, name: str, check: bool) -> None:
     rows = np.arange(min(len(snapshot), 100))
     reader.take(rows)
     reader.stored(rows)
+    reader.parts(rows)
 
 
 def reseal(cache: Path) -> None:

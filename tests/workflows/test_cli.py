@@ -176,7 +176,7 @@ def test_a_cache_in_an_object_store_is_shown_and_cared_for_by_its_url(
         url = "s3://caches/command.cache"
         taught(place_of(url))
         taught(place_of(url), data(edited=[3]))
-        assert "snapshot 2: 60 rows" in command("cache", "show", url).stdout
+        assert "1 teacher, 2 segments, 2 snapshots" in command("cache", "show", url).stdout
         joined = command("cache", "compact", url)
         assert "joined 2 segments" in joined.stdout, joined.stderr
         pruned = json.loads(command("cache", "prune", url, "--keep-last", "1", "--json").stdout)
