@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from benchmarks.measuring import Table, interleaved, timed
 from stillroom.storage.books import Book
-from stillroom.storage.encoding import encoding
-from stillroom.storage.head import Head
-from stillroom.storage.logits import divergence
-from stillroom.storage.part import Encoding
-from stillroom.storage.product import Product
+from stillroom.storage.encodings.encoding import encoding
+from stillroom.storage.encodings.head import Head
+from stillroom.storage.encodings.logits import divergence
+from stillroom.storage.encodings.part import Encoding
+from stillroom.storage.encodings.product import Product
 
 FEATURES = ("float16", "product(8,4)", "product(8)", "product(16)", "product(32)", "product(64)")
 STATES = ("float16", "topk(50)", "head(lm_head)", "head(lm_head,float16)", "head(lm_head,bfloat16)")

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from benchmarks import booked
 from benchmarks.measuring import Section, Table, interleaved, timed
 from benchmarks.zipf import VOCABULARY, zipf_logits
-from stillroom.storage.encoding import encoding
-from stillroom.storage.logits import divergence
-from stillroom.storage.packed import Packed
-from stillroom.storage.part import Encoding
+from stillroom.storage.encodings.encoding import encoding
+from stillroom.storage.encodings.logits import divergence
+from stillroom.storage.encodings.packed import Packed
+from stillroom.storage.encodings.part import Encoding
 from stillroom.storage.ragged import Ragged
 
 PLAIN = ("float32", "float16", "bfloat16", "int8")

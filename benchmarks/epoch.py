@@ -15,9 +15,9 @@ from benchmarks.bare_epoch import BareFitting
 from benchmarks.measuring import Line, Section, Timing, interleaved
 from stillroom.pipeline.runner import LocalRunner
 from stillroom.stages import recipes
+from stillroom.stages.data.rows import ArrayRows
 from stillroom.stages.fitting import Fitting
 from stillroom.stages.loading import Loader
-from stillroom.stages.rows import ArrayRows
 from stillroom.stages.student import Fit, Student
 from stillroom.stages.teacher import FunctionTeacher
 from stillroom.stages.teaching import teach

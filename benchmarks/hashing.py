@@ -15,7 +15,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from stillroom.stages.row_hashes import THREADS, hash_rows, hash_whole
+from stillroom.stages.data.row_hashes import THREADS, hash_rows, hash_whole
 
 ROUNDS = 5
 

@@ -18,9 +18,9 @@ from benchmarks.bare import BUILDS, BareLoop, TwoProcesses
 from benchmarks.measuring import Line, Section, Way, interleaved, timed
 from stillroom.pipeline.ray_runner import RayRunner
 from stillroom.pipeline.runner import LocalRunner
+from stillroom.stages.data.rows import ArrayRows
 from stillroom.stages.module_teacher import ModuleTeacher
-from stillroom.stages.planning import plan_teach
-from stillroom.stages.rows import ArrayRows
+from stillroom.stages.plans.planning import plan_teach
 from stillroom.stages.teaching import teach
 from stillroom.storage import Cache, Reader
 

@@ -18,9 +18,9 @@ from sentences_student import bag
 from sentences_teacher import SIGNALS, sentence_teacher
 
 from stillroom.pipeline.step import Preview, Result, Run, Step
+from stillroom.stages.data.rows import ArrayRows
 from stillroom.stages.evaluating import Evaluation
-from stillroom.stages.planning import plan_teach
-from stillroom.stages.rows import ArrayRows
+from stillroom.stages.plans.planning import plan_teach
 from stillroom.stages.student import Fit, Record, Student
 from stillroom.stages.teaching import teach
 from stillroom.stages.training import plan_train, train

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stillroom.stages.rows import ArrayRows
+from stillroom.stages.data.rows import ArrayRows
 from stillroom.storage.errors import StillroomError
 from stillroom.storage.files import read_json
 

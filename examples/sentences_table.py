@@ -9,7 +9,7 @@ import torch
 from sentences_data import BUCKETS
 from sentences_learning import compared
 
-from stillroom.stages.rows import ArrayRows
+from stillroom.stages.data.rows import ArrayRows
 from stillroom.stages.student import Record
 from stillroom.storage.keys import KeyIndex, as_keys
 from stillroom.storage.reader import Reader

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stillroom.stages.data.rows import Rows, column_shapes
 from stillroom.stages.events import BooksMade, Listen
-from stillroom.stages.rows import Rows, column_shapes
 from stillroom.stages.shard_work import checked
 from stillroom.stages.teacher import Answer, Teacher
 from stillroom.storage.books import write_book
-from stillroom.storage.encoding import encoding, needs_book
+from stillroom.storage.encodings.encoding import encoding, needs_book
+from stillroom.storage.encodings.head import Head
+from stillroom.storage.encodings.part import Array
+from stillroom.storage.encodings.product import FITTED_VECTORS, Product
 from stillroom.storage.errors import SignalError
 from stillroom.storage.folder import Ask
-from stillroom.storage.head import Head
-from stillroom.storage.part import Array
 from stillroom.storage.place import Place
-from stillroom.storage.product import FITTED_VECTORS, Product
 from stillroom.storage.segment import Segment
 from stillroom.storage.signal import Signal, Values
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stillroom.stages.rows import Rows, find_rows
-from stillroom.stages.view_replay import Replay
+from stillroom.stages.data.rows import Rows, find_rows
+from stillroom.stages.views.replay import Replay
 from stillroom.storage.errors import RowsError
 from stillroom.storage.keys import KeyList, as_keys
 from stillroom.storage.ragged import Ragged

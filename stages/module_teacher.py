@@ -8,8 +8,8 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.stages.assets import Assets, asset_digests, asset_paths
+from stillroom.stages.data.rows import Batch
 from stillroom.stages.layers import LayerTaps
-from stillroom.stages.rows import Batch
 from stillroom.stages.teacher import Answer
 from stillroom.stages.weights import Weights, file_weights, load_state, tensor_weights
 from stillroom.storage.code import code_identity

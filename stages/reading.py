@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillroom.stages.rows import Rows, find_rows
-from stillroom.stages.view_plan import ViewPlan
-from stillroom.stages.view_replay import Replay, base_columns
-from stillroom.stages.views import own_columns
+from stillroom.stages.data.rows import Rows, find_rows
+from stillroom.stages.views.plan import ViewPlan
+from stillroom.stages.views.replay import Replay, base_columns
+from stillroom.stages.views.rows import own_columns
 from stillroom.storage.errors import RowsError, listed
 from stillroom.storage.folder import Hashes
 from stillroom.storage.identity import digest

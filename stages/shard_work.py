@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillroom.stages.rows import Rows, column_shapes
+from stillroom.stages.data.rows import Rows, column_shapes
 from stillroom.stages.teacher import Teacher
 from stillroom.storage.books import read_book
 from stillroom.storage.draft import Draft
+from stillroom.storage.encodings.head import Head
 from stillroom.storage.errors import IdentityError, SignalError, listed, nearest
 from stillroom.storage.files import write_json
 from stillroom.storage.folder import Shard
-from stillroom.storage.head import Head
 from stillroom.storage.identity import canonical, differences, without_code
 from stillroom.storage.pairs import spelled
 from stillroom.storage.place import Place

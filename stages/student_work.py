@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from stillroom.stages.data.rows import Rows
 from stillroom.stages.evaluating import Evaluation
-from stillroom.stages.rows import Rows
 from stillroom.stages.student import Student
-from stillroom.stages.view_replay import Replay
+from stillroom.stages.views.replay import Replay
 from stillroom.storage.errors import StillroomError
 from stillroom.storage.files import write_atomic, write_json
 from stillroom.storage.reader import Reader

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from stillroom.stages.assets import Assets, asset_digests, asset_paths
-from stillroom.stages.rows import Batch
+from stillroom.stages.data.rows import Batch
 from stillroom.storage.code import code_identity
 from stillroom.storage.folder import Ask
 from stillroom.storage.signal import Values

@@ -10,11 +10,11 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from stillroom.stages.book_work import BookWork, LoadedOnce, with_books
+from stillroom.stages.data.rows import Rows
 from stillroom.stages.events import Listen, RowsTaught, TeachFinished, TeachStarted, ignore
-from stillroom.stages.forecasting import require_room, require_room_left
-from stillroom.stages.rows import Rows
+from stillroom.stages.plans.forecasting import require_room, require_room_left
+from stillroom.stages.plans.teach_plan import TeachState, Work
 from stillroom.stages.shard_work import ShardTask, ShardWork
-from stillroom.stages.teach_plan import TeachState, Work
 from stillroom.stages.teacher import Teacher
 from stillroom.storage.cache import Cache
 from stillroom.storage.draft import Draft

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stillroom.stages.data.rows import Rows, require_columns
 from stillroom.stages.evaluating import Evaluation
 from stillroom.stages.events import Listen, StudentTrained, TrainStarted, ignore
 from stillroom.stages.reading import Reading
-from stillroom.stages.rows import Rows, require_columns
 from stillroom.stages.student import Record, Student
 from stillroom.stages.student_work import StudentTask, StudentWork
 from stillroom.stages.teaching import Mapper
-from stillroom.stages.view_replay import base_columns
+from stillroom.stages.views.replay import base_columns
 from stillroom.storage.code import code_identity
 from stillroom.storage.errors import NotACacheError, RowsError, UnknownSignalError, nearest
 from stillroom.storage.identity import digest

@@ -1,7 +1,10 @@
 """What is written, and how it is found again: signals, encodings, segments, snapshots, the reader."""
 
 from stillroom.storage.cache import Cache
-from stillroom.storage.compacting import Compacted, compact
+from stillroom.storage.care.compacting import Compacted, compact
+from stillroom.storage.care.problems import Problem, Verified
+from stillroom.storage.care.pruning import Pruned, prune
+from stillroom.storage.care.verifying import verify
 from stillroom.storage.errors import (
     BusyError,
     CorruptShardError,
@@ -16,13 +19,10 @@ from stillroom.storage.errors import (
     UnknownSignalError,
     ViewError,
 )
-from stillroom.storage.problems import Problem, Verified
-from stillroom.storage.pruning import Pruned, prune
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.reader import Reader
 from stillroom.storage.signal import Signal
 from stillroom.storage.snapshot import Snapshot
-from stillroom.storage.verifying import verify
 
 __all__ = [
     "BusyError",

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stillroom.storage.encodings.packed import Packed
+from stillroom.storage.encodings.part import Part
 from stillroom.storage.errors import GARBLED, CorruptShardError, SignalError
 from stillroom.storage.files import crc32c, write_atomic
 from stillroom.storage.gather import Extent, Extents, Int64s
-from stillroom.storage.packed import Packed
-from stillroom.storage.part import Part
 from stillroom.storage.place import Place
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.shards import FileTable, Run, StoredFile

@@ -19,9 +19,9 @@ from weakref import WeakValueDictionary
 import numpy as np
 import pyarrow as pa
 
+from stillroom.storage.encodings.part import Array
 from stillroom.storage.errors import GARBLED, CorruptShardError, FormatError, SignalError
 from stillroom.storage.files import children, pieces_of, size_of, write_atomic
-from stillroom.storage.part import Array
 from stillroom.storage.place import Place
 from stillroom.storage.sealed import read_sealed
 from stillroom.storage.table import one_batch, table_bytes

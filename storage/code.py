@@ -225,7 +225,7 @@ def _plain(thing: Any) -> Any:
 _OWN_METHODS = tuple(
     f"stillroom.{name}"
     for name in (
-        *("stages.objectives", "stages.heads", "stages.recipes", "stages.view_"),
+        *("stages.objectives", "stages.heads", "stages.recipes", "stages.views"),
         "workflows.digits",
     )
 )

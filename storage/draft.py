@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from stillroom.storage.books import Book
+from stillroom.storage.encodings.part import Booked
 from stillroom.storage.errors import CorruptShardError, RowsError, SignalError
 from stillroom.storage.files import crc32c, each_of, pieces_of, with_checksum, write_json
 from stillroom.storage.folder import FORMAT, Ask, Folder, Hashes, Shard, rows_schema, shard_format
 from stillroom.storage.identity import digest
 from stillroom.storage.pairs import split_keys
-from stillroom.storage.part import Booked
 from stillroom.storage.place import Place
 from stillroom.storage.receipt import agreed_signals, merged_errors, receipt_name, receipt_path
 from stillroom.storage.removing import remove_tree

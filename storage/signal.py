@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.storage.books import Book, checked_digest
-from stillroom.storage.encoding import encoding
+from stillroom.storage.encodings.encoding import encoding
+from stillroom.storage.encodings.packed import Packed
+from stillroom.storage.encodings.part import Booked, Encoding, Part
 from stillroom.storage.errors import GARBLED, CorruptShardError, FormatError, SignalError
-from stillroom.storage.packed import Packed
-from stillroom.storage.part import Booked, Encoding, Part
 from stillroom.storage.ragged import Ragged
 
 Values = NDArray[np.generic] | Ragged | list[str]

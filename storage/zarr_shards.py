@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from stillroom.storage.encodings.part import Part
 from stillroom.storage.errors import SignalError
 from stillroom.storage.files import crc32c, write_atomic
 from stillroom.storage.gather import Extent, Extents, Int64s
-from stillroom.storage.part import Part
 from stillroom.storage.place import Place
 from stillroom.storage.shards import FileTable, Run, StoredFile
 from stillroom.storage.signal import Signal, Values

@@ -10,15 +10,15 @@ from typing import Any
 from stillroom.pipeline.execute import act
 from stillroom.pipeline.runner import LocalRunner, Runner
 from stillroom.pipeline.step import Result, Run
-from stillroom.stages.auditing import audit
-from stillroom.stages.repairing import repair, restore_marker
-from stillroom.stages.rows import Rows
+from stillroom.stages.care.auditing import audit
+from stillroom.stages.care.repairing import repair, restore_marker
+from stillroom.stages.data.rows import Rows
 from stillroom.stages.teacher import Teacher
 from stillroom.storage.cache import Cache
-from stillroom.storage.compacting import compact
+from stillroom.storage.care.compacting import compact
+from stillroom.storage.care.pruning import prune
+from stillroom.storage.care.verifying import verify
 from stillroom.storage.errors import NotACacheError, UnknownRowError
-from stillroom.storage.pruning import prune
-from stillroom.storage.verifying import verify
 from stillroom.workflows.flows import find_workflow, parse_settings
 from stillroom.workflows.running import default_folder
 from stillroom.workflows.spelling import amount

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stillroom.stages.rows import ArrayRows
+from stillroom.stages.data.rows import ArrayRows
 from stillroom.storage.errors import StillroomError
 
 TRAIN_ROWS, FEW_ROWS = 4000, 400

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from stillroom.pipeline.step import Preview, Run
-from stillroom.stages.estimating import BreakEven, Estimate, Interval, Room
-from stillroom.stages.forecasting import refusal
-from stillroom.stages.teach_plan import TeachPlan
+from stillroom.stages.plans.estimating import BreakEven, Estimate, Interval, Room
+from stillroom.stages.plans.forecasting import refusal
+from stillroom.stages.plans.teach_plan import TeachPlan
 from stillroom.storage.place import Place
 from stillroom.workflows.spelling import DASH, amount, decimals, duration, whole
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from stillroom.storage.verifying import verify
+from stillroom.storage.care.verifying import verify
 from tests.crash import life
 
 MARK = "STILLROOM_TEST_KILL"

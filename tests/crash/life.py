@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from stillroom.pipeline import LocalRunner, RayRunner
 from stillroom.stages import ArrayRows, FunctionTeacher, teach
-from stillroom.stages.repairing import repair
+from stillroom.stages.care.repairing import repair
 from stillroom.storage import Cache, Ragged, Reader
-from stillroom.storage.compacting import compact
-from stillroom.storage.pruning import prune
-from stillroom.storage.verifying import verify
+from stillroom.storage.care.compacting import compact
+from stillroom.storage.care.pruning import prune
+from stillroom.storage.care.verifying import verify
 
 SHARD_ROWS, BATCH_ROWS = 6, 3
 LOG = "STILLROOM_TEST_LOG"

@@ -29,8 +29,8 @@ from stillroom.stages import (
     teach,
     train,
 )
+from stillroom.stages.data.rows import Batch, Rows
 from stillroom.stages.events import Event, RowsTaught
-from stillroom.stages.rows import Batch, Rows
 from stillroom.stages.teacher import Answer
 from stillroom.storage import Cache, Reader, Snapshot
 from stillroom.storage.folder import Ask

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stillroom.stages.hf_rows import DatasetRows
-from stillroom.stages.parquet_rows import ParquetRows
-from stillroom.stages.rows import ArrayRows
+from stillroom.stages.data.hf_rows import DatasetRows
+from stillroom.stages.data.parquet_rows import ParquetRows
+from stillroom.stages.data.rows import ArrayRows
 
 COLUMNS = ("image", "grid", "label", "flag", "half", "text", "jpeg")
 

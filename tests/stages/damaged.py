@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from stillroom.pipeline import LocalRunner
 from stillroom.stages import ArrayRows, FunctionTeacher, Repaired, audit, repair
-from stillroom.stages.repairing import restore_marker
-from stillroom.stages.rows import Batch, Rows
+from stillroom.stages.care.repairing import restore_marker
+from stillroom.stages.data.rows import Batch, Rows
 from stillroom.stages.teacher import Answer
 from stillroom.storage import Cache, Reader, verify
 from stillroom.storage.folder import Ask

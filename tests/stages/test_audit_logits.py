@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from stillroom.pipeline import LocalRunner
 from stillroom.stages import FunctionTeacher, audit
-from stillroom.stages.audit_logits import draws_plausible, judged
+from stillroom.stages.care.audit_logits import draws_plausible, judged
 from stillroom.storage import Cache
-from stillroom.storage.encoding import encoding
+from stillroom.storage.encodings.encoding import encoding
 from tests.stages.builders import FEATURES, data, taught
 
 ENCODINGS = {

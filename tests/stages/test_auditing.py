@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from stillroom.pipeline import LocalRunner
 from stillroom.stages import FunctionTeacher, audit
-from stillroom.stages.auditing import AuditReport
-from stillroom.stages.teach_plan import TeachState
+from stillroom.stages.care.auditing import AuditReport
+from stillroom.stages.plans.teach_plan import TeachState
 from stillroom.storage import Cache, Ragged
 from stillroom.storage.testing import between
 from tests.stages.builders import data, network, plain, taught

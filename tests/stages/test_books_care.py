@@ -15,7 +15,7 @@ from stillroom.stages import audit, repair
 from stillroom.stages.events import RowsTaught
 from stillroom.storage import Cache, CorruptShardError, compact, verify
 from stillroom.storage.books import books
-from stillroom.storage.pruning import prune
+from stillroom.storage.care.pruning import prune
 from tests.stages.book_builders import book_path, coded, die, flip, headed, killed
 from tests.stages.builders import (
     FEATURES,

@@ -13,11 +13,11 @@ from stillroom.pipeline import RayRunner
 from stillroom.stages import FunctionTeacher
 from stillroom.stages.book_work import BookTask, BookWork, spread
 from stillroom.stages.events import BooksMade, RowsTaught
-from stillroom.stages.planning import plan_teach
+from stillroom.stages.plans.planning import plan_teach
 from stillroom.storage import Cache, verify
 from stillroom.storage.books import books
+from stillroom.storage.encodings.product import FITTED_VECTORS
 from stillroom.storage.folder import Ask
-from stillroom.storage.product import FITTED_VECTORS
 from tests.stages.book_builders import coded, die, headed, killed
 from tests.stages.builders import (
     CLASSES,

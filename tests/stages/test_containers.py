@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import cloudpickle
 
-from stillroom.stages.arrow_columns import from_arrow
-from stillroom.stages.row_hashes import hash_rows, hash_whole
-from stillroom.stages.rows import ArrayRows, Rows
+from stillroom.stages.data.arrow_columns import from_arrow
+from stillroom.stages.data.row_hashes import hash_rows, hash_whole
+from stillroom.stages.data.rows import ArrayRows, Rows
 from stillroom.storage.errors import RowsError
 from tests.stages.builders import Watched, answers, data, images, plain, taught
 from tests.stages.containers import (

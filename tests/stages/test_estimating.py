@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.stages.estimating import (
+from stillroom.stages.plans.estimating import (
     BLOCK_BYTES,
     BreakEven,
     Interval,

@@ -15,8 +15,8 @@ import pytest
 from ray import cloudpickle
 
 from stillroom.pipeline import RayRunner
-from stillroom.stages.hf_rows import DatasetRows
-from stillroom.stages.rows import ArrayRows
+from stillroom.stages.data.hf_rows import DatasetRows
+from stillroom.stages.data.rows import ArrayRows
 from stillroom.storage.errors import RowsError
 from tests.stages.builders import Heard, Watched, answers, data, images, plain, taught
 from tests.stages.containers import COLUMNS, Dataset, contents, table

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from stillroom.pipeline import LocalRunner
 from stillroom.stages import ArrayRows, FunctionTeacher, teach
 from stillroom.storage import Cache, Reader
-from stillroom.storage.compacting import compact
-from stillroom.storage.pruning import prune
-from stillroom.storage.verifying import verify
+from stillroom.storage.care.compacting import compact
+from stillroom.storage.care.pruning import prune
+from stillroom.storage.care.verifying import verify
 
 asked: list[int] = []
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.stages.rows import ArrayRows, Rows
+from stillroom.stages.data.rows import ArrayRows, Rows
 from stillroom.storage import Cache, Snapshot
 from tests.stages.builders import Heard, Watched, answers, doubled, images, plain, taught
 from tests.stages.containers import in_dataset, in_parquet

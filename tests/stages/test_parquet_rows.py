@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stillroom.stages import FunctionTeacher
-from stillroom.stages.parquet_rows import ParquetRows, Trust
-from stillroom.stages.rows import ArrayRows
+from stillroom.stages.data.parquet_rows import ParquetRows, Trust
+from stillroom.stages.data.rows import ArrayRows
 from stillroom.storage.errors import RowsError
 from tests.stages.builders import Heard, taught
 

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.stages import ArrayRows, FunctionTeacher, Teacher, plan_teach
+from stillroom.stages.data.rows import Rows
 from stillroom.stages.events import RowsTaught
-from stillroom.stages.rows import Rows
-from stillroom.stages.teach_plan import TeachPlan
+from stillroom.stages.plans.teach_plan import TeachPlan
 from stillroom.storage import Cache
 from stillroom.storage.errors import StoreFullError
 from tests.stages.builders import (

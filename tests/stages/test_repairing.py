@@ -14,10 +14,10 @@ import pytest
 
 from stillroom.pipeline import LocalRunner
 from stillroom.stages import Repaired, audit, repair
-from stillroom.stages.repairing import restore_marker
-from stillroom.stages.teach_plan import TeachState
+from stillroom.stages.care.repairing import restore_marker
+from stillroom.stages.plans.teach_plan import TeachState
 from stillroom.storage import BusyError, Cache, FormatError, Ragged, verify
-from stillroom.storage.problems import Problem
+from stillroom.storage.care.problems import Problem
 from stillroom.storage.testing import between
 from tests.stages.damaged import (
     EDITED,

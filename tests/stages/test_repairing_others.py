@@ -11,7 +11,7 @@ import pytest
 
 from stillroom.pipeline import LocalRunner
 from stillroom.stages import repair
-from stillroom.stages.teach_plan import TeachState
+from stillroom.stages.plans.teach_plan import TeachState
 from stillroom.storage import Cache, Reader, compact, prune, verify
 from stillroom.storage.mirror import Mirror
 from stillroom.storage.objects import ObjectPlace

@@ -11,19 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.stages import view_boxes as boxes
-from stillroom.stages import (
-    view_plan,
-)
 from stillroom.stages.loading import Loader
-from stillroom.stages.view_boxes import Crop, Erase, Flip
-from stillroom.stages.view_mixing import Cutmix, Mixup
-from stillroom.stages.view_pixels import Colour, Mask, Noise
-from stillroom.stages.view_plan import ViewPlan
-from stillroom.stages.view_replay import Replay
-from stillroom.stages.view_resizing import bilinear
-from stillroom.stages.viewed_teacher import ViewedTeacher
-from stillroom.stages.views import ViewedRows
+from stillroom.stages.views import boxes
+from stillroom.stages.views import plan as view_plan
+from stillroom.stages.views.boxes import Crop, Erase, Flip
+from stillroom.stages.views.mixing import Cutmix, Mixup
+from stillroom.stages.views.pixels import Colour, Mask, Noise
+from stillroom.stages.views.plan import ViewPlan
+from stillroom.stages.views.replay import Replay
+from stillroom.stages.views.resizing import bilinear
+from stillroom.stages.views.rows import ViewedRows
+from stillroom.stages.views.teacher import ViewedTeacher
 from stillroom.storage import Reader, RowsError, UnknownRowError
 from stillroom.storage.errors import ViewError
 from stillroom.storage.pairs import spelled

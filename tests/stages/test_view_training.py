@@ -25,11 +25,11 @@ from stillroom.stages import (
     train,
 )
 from stillroom.stages.objectives.logits import cross_entropy
-from stillroom.stages.view_boxes import Crop, Erase, Flip
-from stillroom.stages.view_mixing import Cutmix, Mixup
-from stillroom.stages.view_pixels import Mask
-from stillroom.stages.view_plan import ViewPlan
-from stillroom.stages.view_replay import Replay
+from stillroom.stages.views.boxes import Crop, Erase, Flip
+from stillroom.stages.views.mixing import Cutmix, Mixup
+from stillroom.stages.views.pixels import Mask
+from stillroom.stages.views.plan import ViewPlan
+from stillroom.stages.views.replay import Replay
 from stillroom.storage import NotACacheError, RowsError
 from stillroom.storage.errors import ViewError
 from stillroom.workflows.digits_data import digits_rows, digits_splits

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.stages import view_plan
-from stillroom.stages.view_boxes import Crop, Erase, Flip
-from stillroom.stages.view_mixing import Cutmix, Mixup
-from stillroom.stages.view_numbers import Numbers, key_words, noise
-from stillroom.stages.view_pixels import Colour, Mask, Noise
-from stillroom.stages.view_plan import ViewPlan
-from stillroom.stages.view_resizing import bilinear, nearest
+from stillroom.stages.views import plan as view_plan
+from stillroom.stages.views.boxes import Crop, Erase, Flip
+from stillroom.stages.views.mixing import Cutmix, Mixup
+from stillroom.stages.views.numbers import Numbers, key_words, noise
+from stillroom.stages.views.pixels import Colour, Mask, Noise
+from stillroom.stages.views.plan import ViewPlan
+from stillroom.stages.views.resizing import bilinear, nearest
 from stillroom.storage.errors import ViewError
 from tests.stages.view_builders import EVERY, SHAPE, photos
 

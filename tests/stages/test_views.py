@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 
 from stillroom.pipeline import LocalRunner, RayRunner
-from stillroom.stages import ArrayRows, FunctionTeacher, audit, plan_teach, view_plan, view_resizing
-from stillroom.stages import view_boxes as boxes
-from stillroom.stages import views as views_module
-from stillroom.stages.teach_plan import TeachState
-from stillroom.stages.view_boxes import Crop, Flip
-from stillroom.stages.view_mixing import Mixup
-from stillroom.stages.view_pixels import Colour, Mask
-from stillroom.stages.view_plan import ViewPlan
-from stillroom.stages.viewed_teacher import ViewedTeacher
-from stillroom.stages.views import ViewedRows
+from stillroom.stages import ArrayRows, FunctionTeacher, audit, plan_teach
+from stillroom.stages.plans.teach_plan import TeachState
+from stillroom.stages.views import boxes
+from stillroom.stages.views import plan as view_plan
+from stillroom.stages.views import resizing as view_resizing
+from stillroom.stages.views import rows as views_module
+from stillroom.stages.views.boxes import Crop, Flip
+from stillroom.stages.views.mixing import Mixup
+from stillroom.stages.views.pixels import Colour, Mask
+from stillroom.stages.views.plan import ViewPlan
+from stillroom.stages.views.rows import ViewedRows
+from stillroom.stages.views.teacher import ViewedTeacher
 from stillroom.storage import Cache, RowsError, SignalError
 from stillroom.storage.code import code_digest
 from stillroom.storage.pairs import spelled
@@ -188,7 +190,7 @@ def test_identity_is_the_same_in_another_process_and_names_code_and_library() ->
     identity = ViewPlan(EVERY).identity()
     assert identity["libraries"] == {"numpy": np.__version__}
     code = (
-        "from tests.stages.view_builders import EVERY; from stillroom.stages.view_plan import ViewPlan;"
+        "from tests.stages.view_builders import EVERY; from stillroom.stages.views.plan import ViewPlan;"
         "print(ViewPlan(EVERY).identity()['code'])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.stages import ArrayRows, FunctionTeacher
-from stillroom.stages.view_boxes import Crop, Erase, Flip
-from stillroom.stages.view_mixing import Cutmix, Mixup
-from stillroom.stages.view_pixels import Colour, Mask, Noise
-from stillroom.stages.view_plan import ViewPlan
-from stillroom.stages.viewed_teacher import ViewedTeacher
-from stillroom.stages.views import ViewedRows
+from stillroom.stages.views.boxes import Crop, Erase, Flip
+from stillroom.stages.views.mixing import Cutmix, Mixup
+from stillroom.stages.views.pixels import Colour, Mask, Noise
+from stillroom.stages.views.plan import ViewPlan
+from stillroom.stages.views.rows import ViewedRows
+from stillroom.stages.views.teacher import ViewedTeacher
 from stillroom.storage import Snapshot
 from tests.stages.builders import taught
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillroom.storage.problems import Problem
-from stillroom.storage.verifying import verify
+from stillroom.storage.care.problems import Problem
+from stillroom.storage.care.verifying import verify
 from tests.storage.caches import (
     flip,
 )

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from stillroom.storage.cache import Cache
-from stillroom.storage.compacting import compact
+from stillroom.storage.care.compacting import compact
+from stillroom.storage.care.mending import Mending
+from stillroom.storage.care.pruning import prune
+from stillroom.storage.care.verifying import verify
 from stillroom.storage.errors import GARBLED, StillroomError
 from stillroom.storage.lease import active_leases
-from stillroom.storage.mending import Mending
-from stillroom.storage.pruning import prune
 from stillroom.storage.reader import Reader
-from stillroom.storage.verifying import verify
 from tests.storage.hostile import Victim
 from tests.storage.hostile_changes import change
 

@@ -180,7 +180,7 @@ def test_what_cannot_be_an_array_of_a_book_is_refused(tmp_path: Path, array: Any
 
 
 def test_narrow_arrays_are_widened_without_a_change_of_value() -> None:
-    from stillroom.storage.encoding import encoding
+    from stillroom.storage.encodings.encoding import encoding
 
     half = np.array([1.5, -0.0, 6e-8, 65504], np.float16)
     np.testing.assert_array_equal(widened(half), half.astype(np.float32), strict=True)

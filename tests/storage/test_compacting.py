@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillroom.storage import copying, files
+from stillroom.storage import files
 from stillroom.storage.cache import Cache
-from stillroom.storage.compacting import Compacted, compact
+from stillroom.storage.care import copying
+from stillroom.storage.care.compacting import Compacted, compact
+from stillroom.storage.care.pruning import prune
+from stillroom.storage.care.verifying import verify
 from stillroom.storage.draft import Draft
 from stillroom.storage.errors import BusyError, CorruptShardError, NotACacheError
-from stillroom.storage.pruning import prune
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.reader import Reader
 from stillroom.storage.segment import Segment
 from stillroom.storage.snapshot import Snapshot
 from stillroom.storage.testing import SmallCache, bits, content_hashes, on_disk
-from stillroom.storage.verifying import verify
 from tests.storage.caches import ENCODINGS, content, everything, flip, only, root, values_of
 
 

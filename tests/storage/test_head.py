@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stillroom.storage import head as heads
 from stillroom.storage.books import Book
-from stillroom.storage.encoding import encoding, needs_book
+from stillroom.storage.encodings import head as heads
+from stillroom.storage.encodings.encoding import encoding, needs_book
+from stillroom.storage.encodings.head import Head
 from stillroom.storage.errors import FormatError, SignalError
-from stillroom.storage.head import Head
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.shards import ShardFormat
 from stillroom.storage.signal import Signal, Values

@@ -16,14 +16,14 @@ import pytest
 
 from stillroom.storage import snapshot as snapshots
 from stillroom.storage.cache import Cache
+from stillroom.storage.care.pruning import prune
+from stillroom.storage.care.verifying import verify
 from stillroom.storage.errors import BusyError, CorruptShardError, FormatError, StillroomError
 from stillroom.storage.files import json_bytes, parse_json, with_checksum
 from stillroom.storage.lease import active_leases
-from stillroom.storage.pruning import prune
 from stillroom.storage.reader import Reader
 from stillroom.storage.table import one_batch, read_table
 from stillroom.storage.testing import SmallCache, content_hashes
-from stillroom.storage.verifying import verify
 from tests.storage.caches import crc, everything, only
 from tests.storage.hostile import Victim
 from tests.storage.hostile_run import look, run, victims

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from stillroom.storage.encoding import encoding
+from stillroom.storage.encodings.encoding import encoding
 from stillroom.storage.errors import CorruptShardError, SignalError
 from stillroom.storage.signal import Signal
 from stillroom.storage.testing import bits

@@ -14,16 +14,16 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from benchmarks.zipf import VOCABULARY, zipf_logits
-from stillroom.storage import packed_ids
-from stillroom.storage.encoding import encoding
+from stillroom.storage.encodings import packed_ids
+from stillroom.storage.encodings.encoding import encoding
+from stillroom.storage.encodings.packed import Numbers, Packed
+from stillroom.storage.encodings.packed_bits import Groups, Scanner, Writer
+from stillroom.storage.encodings.sampled import Sampled
+from stillroom.storage.encodings.topk import TopK
 from stillroom.storage.errors import CorruptShardError, FormatError, SignalError
-from stillroom.storage.packed import Numbers, Packed
-from stillroom.storage.packed_bits import Groups, Scanner, Writer
 from stillroom.storage.ragged import Ragged
-from stillroom.storage.sampled import Sampled
 from stillroom.storage.signal import Signal
 from stillroom.storage.testing import bits
-from stillroom.storage.topk import TopK
 
 HOSTILE = int(os.environ.get("STILLROOM_HOSTILE_EXAMPLES", "150"))
 quick = settings(max_examples=40, deadline=None, derandomize=True)

@@ -9,16 +9,16 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from stillroom.storage.compacting import compact
-from stillroom.storage.encoding import encoding
+from stillroom.storage.care.compacting import compact
+from stillroom.storage.care.verifying import verify
+from stillroom.storage.encodings.encoding import encoding
+from stillroom.storage.encodings.packed import Packed
 from stillroom.storage.errors import CorruptShardError
 from stillroom.storage.lazy import dask_array
-from stillroom.storage.packed import Packed
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.reader import Reader
 from stillroom.storage.snapshot import Snapshot
 from stillroom.storage.testing import SmallCache, on_disk
-from stillroom.storage.verifying import verify
 
 CLASSES = 400
 KEYS = [f"k{i}" for i in range(9)]

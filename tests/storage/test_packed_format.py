@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillroom.storage.encoding import encoding
+from stillroom.storage.encodings.encoding import encoding
 
 
 class Bits:

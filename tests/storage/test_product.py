@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from stillroom.storage import clusters
 from stillroom.storage.books import Book
-from stillroom.storage.clusters import centroids, nearest
-from stillroom.storage.encoding import encoding
+from stillroom.storage.encodings import clusters
+from stillroom.storage.encodings.clusters import centroids, nearest
+from stillroom.storage.encodings.encoding import encoding
+from stillroom.storage.encodings.product import Product
 from stillroom.storage.errors import CorruptShardError, FormatError, SignalError
-from stillroom.storage.product import Product
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.shards import ShardFormat
 from stillroom.storage.signal import Signal, Values
@@ -279,7 +279,7 @@ def test_ragged_rows_of_vectors_keep_their_lengths() -> None:
 FITTED = """
 import hashlib
 import numpy as np
-from stillroom.storage.encoding import encoding
+from stillroom.storage.encodings.encoding import encoding
 
 random = np.random.default_rng(0)
 ties = random.integers(0, 6, (6000, 32))

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from stillroom.storage.cache import Cache
+from stillroom.storage.care.pruning import Pruned, prune
+from stillroom.storage.care.verifying import verify
 from stillroom.storage.errors import BusyError, CorruptShardError, FormatError
 from stillroom.storage.files import TEMPORARY, write_json
-from stillroom.storage.pruning import Pruned, prune
 from stillroom.storage.reader import Reader
 from stillroom.storage.testing import SmallCache, on_disk
-from stillroom.storage.verifying import verify
 from tests.storage.caches import everything, flip, only, root
 
 KEYS = [f"k{i}" for i in range(6)]

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from stillroom.storage.encoding import encoding
+from stillroom.storage.encodings.encoding import encoding
+from stillroom.storage.encodings.sampled import uniforms
 from stillroom.storage.errors import CorruptShardError, SignalError
-from stillroom.storage.sampled import uniforms
 from stillroom.storage.signal import Signal
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)

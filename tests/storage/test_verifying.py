@@ -14,8 +14,12 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from stillroom.storage import file_checks, files, segment_checks
+from stillroom.storage import files
 from stillroom.storage.cache import Cache
+from stillroom.storage.care import file_checks, segment_checks
+from stillroom.storage.care.problems import EXTRA, Verified
+from stillroom.storage.care.segment_checks import shard_of
+from stillroom.storage.care.verifying import verify
 from stillroom.storage.errors import (
     CorruptShardError,
     NotACacheError,
@@ -25,14 +29,11 @@ from stillroom.storage.errors import (
 from stillroom.storage.files import json_bytes, with_checksum
 from stillroom.storage.mirror import Mirror
 from stillroom.storage.objects import ObjectPlace
-from stillroom.storage.problems import EXTRA, Verified
 from stillroom.storage.receipt import receipt_path
 from stillroom.storage.segment import Segment
-from stillroom.storage.segment_checks import shard_of
 from stillroom.storage.shards import StoredFile
 from stillroom.storage.signal import Signal
 from stillroom.storage.testing import SmallCache
-from stillroom.storage.verifying import verify
 from tests.storage.caches import (
     FIRST,
     content,

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from stillroom.storage.care.verifying import verify
 from stillroom.storage.files import TEMPORARY, json_bytes, with_checksum
 from stillroom.storage.testing import SmallCache, on_disk
-from stillroom.storage.verifying import verify
 from tests.storage.caches import (
     FIRST,
     crc,

@@ -1,0 +1,1 @@
+"""Data sets: rows with keys and content hashes, in memory, in files, from other libraries."""

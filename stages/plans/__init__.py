@@ -1,0 +1,1 @@
+"""What teaching would compute, store and cost, before anything runs."""

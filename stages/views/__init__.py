@@ -1,0 +1,1 @@
+"""Views: crops, flips, mixtures and the like, stored as parameters and replayed bit for bit."""
