@@ -171,7 +171,7 @@ class ObjectPlace:
         give_up = time.monotonic() + float(dict(self.options).get("retry_timeout", _RETRY_SECONDS))
         for attempt in range(_ATTEMPTS):
             try:
-                return ask(_opened(self.root, self.options))
+                return ask(_opened(self.root, self.options, _environment_endpoint()))
             except (FileNotFoundError, FileExistsError, raised.PreconditionError):
                 raise
             except raised.NotFoundError as error:
@@ -219,8 +219,8 @@ def _short(error: Exception) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(root: str, options: tuple[tuple[str, str], ...]) -> Any:
-    """One client a process for each store."""
+def _opened(root: str, options: tuple[tuple[str, str], ...], environment: str) -> Any:
+    """One client a process for each store; `environment`: the endpoint that it names."""
     try:
         from obstore.store import from_url
     except ImportError as error:
@@ -230,7 +230,7 @@ def _opened(root: str, options: tuple[tuple[str, str], ...]) -> Any:
     opened: Any = from_url  # typed by scheme, which is known only from the URL
     settings: dict[str, Any] = dict(options)
     client: dict[str, Any] = {"timeout": timedelta(seconds=float(settings.pop("timeout", "60")))}
-    endpoint = settings.get("endpoint", "") or _environment_endpoint()
+    endpoint = settings.get("endpoint", "") or environment
     if endpoint.startswith("http://"):
         client["allow_http"] = True
     retry = {
