@@ -25,11 +25,11 @@ from stillroom.storage.files import (
 )
 from stillroom.storage.folder import Folder, Shard
 from stillroom.storage.identity import digest
+from stillroom.storage.keys import check_unique
 from stillroom.storage.place import Place, files_below, relative
 from stillroom.storage.segment import Segment
 from stillroom.storage.shards import StoredFile
 from stillroom.storage.signal import Signal
-from stillroom.storage.table import read_table
 from stillroom.storage.zarr_shards import array_metadata
 
 _SHARD = re.compile(
@@ -230,13 +230,7 @@ class SegmentChecks:
 
     def _rows(self, plan: Folder) -> Iterator[Problem]:
         try:
-            assert len(plan.keys) == plan.rows  # reading the keys checks schema, nulls and count
-            table = pa.Table.from_batches([read_table(self.folder / "rows.arrow", None)])
-            pairs = table.group_by(["key", "view"]).aggregate([])
-            if len(pairs) < plan.rows:
-                yield self._problem(
-                    "rows.arrow", f"{plan.rows - len(pairs):,} rows are there twice"
-                )
+            check_unique(plan.keys)  # reading them checks schema, nulls and count
         except (StillroomError, pa.ArrowException, OSError, *GARBLED) as error:
             yield self._problem("rows.arrow", damage(error))
 

@@ -132,7 +132,7 @@ def test_an_edited_table_of_rows_is_found(victim: Victim, number: int, column: s
 def test_doubled_rows_are_found(tmp_path: Path) -> None:
     small = SmallCache(tmp_path / "c")
     small.teach(["a", "b", "a"], {"x": np.zeros((3, 2), "f4")})
-    assert "1 rows are there twice" in the_problem(root(small)).what
+    assert "1 keys stand for more than one row: a" in the_problem(root(small)).what
 
 
 def test_a_snapshot_that_reads_from_nowhere_is_found(victim: Victim) -> None:
@@ -238,6 +238,16 @@ def test_rows_without_end_take_no_memory(victim: Victim) -> None:
     assert "leaves 2,305,843,009,213,693,936 of" in the_problem(victim.path).what
     _rewritten(victim.path, 2, endless)
     assert "which it does not serve" in the_problem(victim.path).what
+
+
+@pytest.mark.parametrize("number", [1e308, 7, -1, "2", None, True, 10**300])
+def test_a_snapshot_that_states_another_number_is_found(victim: Victim, number: Any) -> None:
+    place = victim.path / "snapshots/000002.json"
+    value = {**json.loads(place.read_bytes()), "number": number}
+    place.write_bytes(json_bytes(with_checksum(value)))
+    problem = the_problem(victim.path)
+    assert problem.path == "snapshots/000002.json"
+    assert f"calls itself snapshot {str(number)[:20]}" in problem.what
 
 
 def test_a_snapshot_under_another_number_is_found(victim: Victim) -> None:
