@@ -230,7 +230,7 @@ def _known(segments: Sequence[Segment], digest: str, name: str, ask: Ask) -> str
         signal = segment.signals.get(name)
         if segment.digest != digest or signal is None:
             continue
-        if (signal.encoding, signal.source) == (ask.encoding, ask.source):
+        if ask.fits(signal):
             return signal.book
     return ""
 

@@ -76,10 +76,10 @@ def teach(
         return snapshot
     with cache.writing(state.digest, wait=wait) as lease:
         _keep_cut_off_work(state)
-        segments = cache.segments()
         if (snapshot := state.fresh()) is not None:
             return snapshot  # another process finished between our look and our lease
         settled = state.settled()
+        segments = [folder for folder in settled.folders if isinstance(folder, Segment)]
         plan = state.planned(settled)
         why = _interrupted_why(state, segments) or plan.why
         require_room(state, settled, why, shard_rows)
@@ -104,10 +104,13 @@ def answer_missing(
     why: str,
     listen: Listen,
 ) -> None:
-    """Compute rows that no segment serves and append the new segments."""
+    """Compute rows that no segment serves and append the new segments.
+
+    A draft that `work` names is continued, with the books that it chose.
+    """
     teacher = LoadedOnce(state.teacher)
     for each in work:
-        draft = _begun(state, each)
+        draft = each.draft
         if draft is None:
             books = BookWork(teacher, state.rows, state.cache.path, batch_size)
             asked = with_books(
@@ -142,11 +145,6 @@ def _interrupted_why(state: TeachState, segments: Sequence[Segment]) -> str:
     newest = max(state.cache.snapshots(), default=None)
     mine = [s for s in segments if s.digest == state.digest and s.after == newest]
     return mine[-1].why if mine else ""
-
-
-def _begun(state: TeachState, work: Work) -> Draft | None:
-    """The draft of this work that an earlier run left, with the books that it chose."""
-    return next((d for d in state.cache.drafts() if state.continues(d, work)), None)
 
 
 def _draft(

@@ -36,6 +36,8 @@ from stillroom.storage.snapshot import (
 
 _NUMBERS = 10**9
 """Of segments and of snapshots: their names have up to nine digits."""
+MARKER = {"format": FORMAT, "stillroom": "teacher cache"}
+"""What cache.json says."""
 QUARANTINE = "quarantine"
 """Folder of what repair took out; its numbers are not given again."""
 
@@ -115,7 +117,7 @@ class Cache:
         """
         place = place_of(path)
         if _is_empty(place):
-            write_json(place / "cache.json", {"format": FORMAT, "stillroom": "teacher cache"})
+            write_json(place / "cache.json", MARKER)
         return cls(place)
 
     def __repr__(self) -> str:

@@ -20,7 +20,7 @@ from stillroom.storage.errors import CorruptShardError, RowsError, SignalError
 from stillroom.storage.files import crc32c, each_of, pieces_of, with_checksum, write_json
 from stillroom.storage.folder import FORMAT, Ask, Folder, Hashes, Shard, rows_schema, shard_format
 from stillroom.storage.identity import digest
-from stillroom.storage.pairs import split_keys
+from stillroom.storage.pairs import same_keys, split_keys
 from stillroom.storage.place import Place
 from stillroom.storage.receipt import agreed_signals, merged_errors, receipt_name, receipt_path
 from stillroom.storage.removing import remove_tree
@@ -120,16 +120,27 @@ class Draft(Folder):
                 "error": dict(error.get(name, {})),
                 "files": [file.to_json() for file in files],
             }
-        receipt = {
-            "shard": shard.index,
-            "start": shard.start,
-            "stop": shard.stop,
-            "rows_crc32c": self.rows_checksum,
-            "signals": described,
-        }
-        receipt = with_checksum(receipt)
+        return self.finish(shard, described)
+
+    def finish(self, shard: Shard, described: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the receipt of a shard whose files are written; `described` says which, by signal."""
+        receipt = with_checksum(
+            {
+                "shard": shard.index,
+                "start": shard.start,
+                "stop": shard.stop,
+                "rows_crc32c": self.rows_checksum,
+                "signals": dict(described),
+            }
+        )
         write_json(receipt_path(self.path, shard.index), receipt)
         return receipt
+
+    def holds(self, digest: str, asked: Mapping[str, Ask], keys: pa.Array, hashes: Hashes) -> bool:
+        """Whether it is of that identity's signals and of exactly these rows, in their order."""
+        if self.digest != digest or self.asked != dict(asked) or self.rows != len(keys):
+            return False
+        return same_keys(self.keys, keys) and bool((self.hashes == hashes).all())
 
     def seal(self) -> Segment:
         """Make it part of the cache: only shards with valid receipts serve rows.

@@ -53,6 +53,10 @@ class Ask:
     book: str = field(default="", compare=False)
     """Digest of the arrays that the encoding needs, once they are stored: no part of what is asked."""
 
+    def fits(self, signal: Signal) -> bool:
+        """Whether a stored signal is what is asked."""
+        return (signal.encoding, signal.source) == (self.encoding, self.source)
+
     def to_json(self) -> dict[str, str]:
         """As plan.json holds it."""
         book = {"book": self.book} if self.book else {}

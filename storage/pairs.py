@@ -15,11 +15,6 @@ from numpy.typing import NDArray
 Int32s = NDArray[np.int32]
 
 
-def pair_type(key: pa.DataType) -> pa.DataType:
-    """The Arrow type of pairs whose keys are of this type."""
-    return pa.struct([("key", key), ("view", pa.int32())])
-
-
 def is_pairs(keys: pa.Array) -> bool:
     """Whether keys are pairs (key, view)."""
     return bool(pa.types.is_struct(keys.type))

@@ -99,7 +99,7 @@ class Content:
             signal = stored.signals.get(name)
             if stored.digest != digest or signal is None:
                 continue
-            if (signal.encoding, signal.source) != (ask.encoding, ask.source):
+            if not ask.fits(signal):
                 continue
             place = self._index.find(stored.keys)
             mine = np.flatnonzero(stored.served() & (place >= 0))

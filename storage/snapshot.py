@@ -270,6 +270,10 @@ class Snapshot:
         columns = [self._table.column(name).to_pylist() for name in _SCHEMA.names]
         return list(zip(*columns, strict=True))
 
+    def segment_names(self) -> set[str]:
+        """The folders' names of the segments that it reads; errors as of `stretches`."""
+        return set(self._table.column("segment").unique().to_pylist())
+
     def files(self) -> tuple[Place, ...]:
         """Its own files, the one that makes it exist first."""
         folder = self.cache / "snapshots"

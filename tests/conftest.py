@@ -21,5 +21,5 @@ def runner(request: pytest.FixtureRequest) -> Runner:
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Syncs are called but wait for nothing: what they guard against, a machine that loses power, no
-    test can cause, and they would be a third of the suite's time."""
+    test can cause, and most of the time of teaching a few rows is waiting for them."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)

@@ -11,11 +11,12 @@ from stillroom.pipeline.execute import act
 from stillroom.pipeline.runner import LocalRunner, Runner
 from stillroom.pipeline.step import Result, Run
 from stillroom.stages.care.auditing import audit
-from stillroom.stages.care.repairing import repair, restore_marker
+from stillroom.stages.care.repairing import repair
 from stillroom.stages.data.rows import Rows
 from stillroom.stages.teacher import Teacher
 from stillroom.storage.cache import Cache
 from stillroom.storage.care.compacting import compact
+from stillroom.storage.care.mending import restore_marker
 from stillroom.storage.care.pruning import prune
 from stillroom.storage.care.verifying import verify
 from stillroom.storage.errors import NotACacheError, UnknownRowError

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,10 +36,8 @@ from stillroom.storage.keys import KeyIndex
 from stillroom.storage.lease import Lease
 from stillroom.storage.place import Place, relative
 from stillroom.storage.removing import move, remove_tree
+from stillroom.storage.segment import Segment
 from stillroom.storage.snapshot import Snapshot, Source, is_segment
-
-__all__ = ["Repaired", "repair", "restore_marker"]
-
 
 _OF_SNAPSHOT = re.compile(r"snapshots/([0-9]{6,9})\b.*\.(json|arrow)")
 _LONGEST = 150
@@ -237,24 +236,16 @@ class _Repair:
         """Keys and hashes that the segment's rows may have had: all, or those that only it serves."""
         keys, hashes = self.state.rows.keys, self.state.own.hashes
         yield keys, hashes
-        others = []
-        for segment in self._sound_segments():
-            if segment.path.name != name:
-                others.append(segment)
+        others = [s for s in self._sound_segments() if s.path.name != name]
         for work in self.state.work(others):
             yield keys.take(work.places), hashes[work.places]
 
-    def _sound_segments(self) -> list[Any]:
-        from stillroom.storage.segment import Segment
-
+    def _sound_segments(self) -> list[Segment]:
         found = []
-        found_in = children(self.state.cache.path / "segments")
-        for folder in sorted(found_in, key=lambda place: place.name):
+        for folder in self.state.cache.folders():
             if (folder / "segment.json").exists():
-                try:
+                with suppress(StillroomError):
                     found.append(Segment(folder))
-                except StillroomError:
-                    continue
         return found
 
     def _shards(
@@ -317,7 +308,7 @@ class _Repair:
         if again:
             segments = [s.without(self.partly.get(s.path.name, ())) for s in cache.segments()]
             if broken or self.partly or lost:
-                why, work = "repaired", self.state.work(segments)
+                why, work = "repaired", self.state.begun(self.state.work(segments))
                 answer_missing(
                     *(self.state, work, segments, self.lease, self.runner, self.batch_size or 256),
                     *(self.shard_rows, why, self._heard),
@@ -364,7 +355,7 @@ class _Repair:
         """Whether a segment of this teacher that the snapshot reads is gone."""
         cache = self.state.cache.path
         try:
-            names = {name for *_, name, _ in Snapshot(cache, number).stretches()}
+            names = Snapshot(cache, number).segment_names()
         except (CorruptShardError, FormatError):
             return False  # verify names it, and then it is put aside
         lost = [n for n in names if not (cache / "segments" / n / "segment.json").exists()]

@@ -28,7 +28,6 @@ from stillroom.storage.files import free_bytes, size_of
 from stillroom.storage.folder import Ask
 from stillroom.storage.place import Place
 from stillroom.storage.serving import Expected
-from stillroom.storage.signal import Signal
 from stillroom.storage.snapshot import snapshot_bytes
 from stillroom.storage.weighing import Outline
 
@@ -171,13 +170,9 @@ def _books(state: TeachState, settled: Settled, evidence: Evidence) -> list[int]
                 # Another identity's book tells the size; what a probe made may be there already.
                 place = book_place(state.cache.path, digest)
                 there = evidence.among and size_of(place) is not None
-                if not there and not any(s is not None and _is(s, ask) for s in known):
+                if not there and not any(s is not None and ask.fits(s) for s in known):
                     coming[digest] = size
     return list(coming.values())
-
-
-def _is(signal: Signal, ask: Ask) -> bool:
-    return (signal.encoding, signal.source) == (ask.encoding, ask.source)
 
 
 def _size(

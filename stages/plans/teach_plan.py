@@ -20,7 +20,6 @@ from stillroom.storage.draft import Draft
 from stillroom.storage.errors import SignalError
 from stillroom.storage.folder import Ask, Folder
 from stillroom.storage.identity import differences, digest
-from stillroom.storage.pairs import same_keys
 from stillroom.storage.receipt import agreed_signals
 from stillroom.storage.segment import Segment
 from stillroom.storage.serving import Content, Expected, Slots, Stored
@@ -169,12 +168,10 @@ class TeachState:
 
     def continues(self, draft: Draft, work: Work) -> bool:
         """Whether the draft holds exactly the rows and signals of this work."""
-        if draft.digest != self.digest or draft.teacher != self.teacher.name:
+        if draft.teacher != self.teacher.name or draft.rows != len(work.places):
             return False
-        if draft.asked != dict(work.asked) or draft.rows != len(work.places):
-            return False
-        alike = same_keys(draft.keys, self.rows.keys.take(work.places))
-        return alike and bool((draft.hashes == self.own.hashes[work.places]).all())
+        keys, hashes = self.rows.keys.take(work.places), self.own.hashes[work.places]
+        return draft.holds(self.digest, work.asked, keys, hashes)
 
     def settled(self) -> Settled:
         """What is to be computed once drafts are continued or sealed; nothing is written."""
@@ -182,7 +179,7 @@ class TeachState:
         segments: list[Stored] = [f for f in folders if isinstance(f, Segment)]
         work = self.work(segments)
         before = sum(len(w.places) for w in work)
-        drafts = [d for d in self.cache.drafts() if d.digest == self.digest]
+        drafts = self._drafts()
         for draft in drafts:
             if draft.teacher != self.teacher.name or any(self.continues(draft, w) for w in work):
                 continue
@@ -192,11 +189,23 @@ class TeachState:
                     segments.append(sealed)
                     work = self.work(segments)
         salvaged = before - sum(len(w.places) for w in work)
-        return Settled(segments, folders, tuple(self._begun(w, drafts) for w in work), salvaged)
+        return Settled(segments, folders, tuple(self._with_drafts(work, drafts)), salvaged)
 
-    def _begun(self, work: Work, drafts: Sequence[Draft]) -> Work:
-        draft = next((d for d in drafts if self.continues(d, work)), None)
-        return work if draft is None else replace(work, draft=draft, finished=draft.receipts())
+    def begun(self, work: Sequence[Work]) -> list[Work]:
+        """The same work with the drafts that runs left of it which were cut off."""
+        return self._with_drafts(work, self._drafts())
+
+    def _drafts(self) -> list[Draft]:
+        return [draft for draft in self.cache.drafts() if draft.digest == self.digest]
+
+    def _with_drafts(self, work: Sequence[Work], drafts: Sequence[Draft]) -> list[Work]:
+        found = []
+        for each in work:
+            draft = next((d for d in drafts if self.continues(d, each)), None)
+            if draft is not None:
+                each = replace(each, draft=draft, finished=draft.receipts())
+            found.append(each)
+        return found
 
     def plan(self) -> TeachPlan:
         """Compare; costs hashing the rows only when the data set as a whole changed."""

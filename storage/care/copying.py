@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from stillroom.storage.cache import Cache
 from stillroom.storage.draft import Draft
 from stillroom.storage.errors import CorruptShardError
-from stillroom.storage.files import read_json, with_checksum, write_json
+from stillroom.storage.files import read_json
 from stillroom.storage.folder import Ask, Hashes, Shard, shard_format
 from stillroom.storage.opening import open_rows
-from stillroom.storage.pairs import join_keys, same_keys
+from stillroom.storage.pairs import join_keys
 from stillroom.storage.receipt import merged_errors, receipt_path
 from stillroom.storage.segment import Segment
 from stillroom.storage.signal import Signal
@@ -62,11 +62,7 @@ def _cut_off(
     cache: Cache, digest: str, asked: Mapping[str, Ask], keys: pa.Array, hashes: Hashes
 ) -> Draft | None:
     """The draft of the same rows that an earlier call left when it was killed."""
-    for draft in cache.drafts():
-        alike = draft.digest == digest and draft.asked == asked and same_keys(draft.keys, keys)
-        if alike and (draft.hashes == hashes).all():
-            return draft
-    return None
+    return next((d for d in cache.drafts() if d.holds(digest, asked, keys, hashes)), None)
 
 
 def _stretches(segment: Int64s, slot: Int64s) -> list[tuple[int, int, int]]:
@@ -105,11 +101,4 @@ def _copy_shard(
             "error": merged_errors(path, errors),
             "files": [file.to_json() for file in files],
         }
-    receipt = {
-        "shard": shard.index,
-        "start": shard.start,
-        "stop": shard.stop,
-        "rows_crc32c": draft.rows_checksum,
-        "signals": described,
-    }
-    write_json(receipt_path(path, shard.index), with_checksum(receipt))
+    draft.finish(shard, described)

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.storage.cache import Cache
+from stillroom.storage.cache import MARKER, Cache
 from stillroom.storage.care.copying import copy_rows
 from stillroom.storage.care.file_checks import file_problems
-from stillroom.storage.care.verifying import MARKER
 from stillroom.storage.draft import Draft, seal_of
 from stillroom.storage.errors import CorruptShardError, FormatError
 from stillroom.storage.files import (

@@ -153,7 +153,7 @@ def _used(cache: Cache, numbers: Iterable[int], strict: bool = True) -> tuple[se
     names: set[str] = set()
     for number in numbers:
         try:
-            names |= {name for *_, name, _ in Snapshot(cache.path, number).stretches()}
+            names |= Snapshot(cache.path, number).segment_names()
         except StillroomError:
             if strict:
                 raise

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.storage.books import FOLDER as BOOKS
-from stillroom.storage.cache import QUARANTINE
+from stillroom.storage.cache import MARKER, QUARANTINE
 from stillroom.storage.care.book_checks import BookChecks
 from stillroom.storage.care.problems import EXTRA, Problem, Verified, damage
 from stillroom.storage.care.segment_checks import SegmentChecks
@@ -31,15 +31,13 @@ from stillroom.storage.files import (
     read_whole,
     size_of,
 )
-from stillroom.storage.folder import FORMAT, READABLE
+from stillroom.storage.folder import READABLE
 from stillroom.storage.place import Place, place_of, relative
 from stillroom.storage.segment import Segment
 from stillroom.storage.snapshot import Snapshot, is_runs, is_segment, snapshot_number
 
 _ASIDE = {QUARANTINE, "leases", "locks", "made"}
 """Folders that are no content of the cache."""
-MARKER = {"format": FORMAT, "stillroom": "teacher cache"}
-"""What cache.json says."""
 _NONE = np.zeros(0, bool)
 
 
@@ -151,7 +149,7 @@ class _Verification:
         for place in children(self._cache / "snapshots"):
             if (number := snapshot_number(place.name)) is not None:
                 with suppress(StillroomError):
-                    names |= {name for *_, name, _ in Snapshot(self._cache, number).stretches()}
+                    names |= Snapshot(self._cache, number).segment_names()
         return names
 
     def _strays(self) -> set[Place]:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from stillroom.pipeline import LocalRunner
 from stillroom.stages import ArrayRows, FunctionTeacher, Repaired, audit, repair
-from stillroom.stages.care.repairing import restore_marker
 from stillroom.stages.data.rows import Batch, Rows
 from stillroom.stages.teacher import Answer
 from stillroom.storage import Cache, Reader, verify
+from stillroom.storage.care.mending import restore_marker
 from stillroom.storage.folder import Ask
 from tests.stages.builders import Heard
 from tests.storage.caches import ENCODINGS, flip, only

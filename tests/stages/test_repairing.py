@@ -14,9 +14,9 @@ import pytest
 
 from stillroom.pipeline import LocalRunner
 from stillroom.stages import Repaired, audit, repair
-from stillroom.stages.care.repairing import restore_marker
 from stillroom.stages.plans.teach_plan import TeachState
 from stillroom.storage import BusyError, Cache, FormatError, Ragged, verify
+from stillroom.storage.care.mending import restore_marker
 from stillroom.storage.care.problems import Problem
 from stillroom.storage.testing import between
 from tests.stages.damaged import (

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillroom.storage import files
 from stillroom.storage.cache import Cache
-from stillroom.storage.care import copying
 from stillroom.storage.care.compacting import Compacted, compact
 from stillroom.storage.care.pruning import prune
 from stillroom.storage.care.verifying import verify
 from stillroom.storage.draft import Draft
 from stillroom.storage.errors import BusyError, CorruptShardError, NotACacheError
+from stillroom.storage.folder import Shard
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.reader import Reader
+from stillroom.storage.receipt import receipt_name
 from stillroom.storage.segment import Segment
 from stillroom.storage.snapshot import Snapshot
 from stillroom.storage.testing import SmallCache, bits, content_hashes, on_disk
@@ -188,17 +188,17 @@ class Cut(Exception):
 def test_a_compaction_that_was_cut_off_goes_on_where_it_stopped(
     small: SmallCache, three_segments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, left, copied = files.write_json, [3], list[str]()
+    real, left, copied = Draft.finish, [3], list[str]()
 
-    def cut(place: Path, value: Any) -> None:
+    def cut(draft: Draft, shard: Shard, described: Any) -> Any:
         if left[0] == 0:
             raise Cut
         left[0] -= 1
-        copied.append(place.name)
-        real(place, value)
+        copied.append(receipt_name(shard.index).rpartition("/")[2])
+        return real(draft, shard, described)
 
     with monkeypatch.context() as patch:
-        patch.setattr(copying, "write_json", cut)
+        patch.setattr(Draft, "finish", cut)
         with pytest.raises(Cut):
             compact(small.cache, shard_rows=4)
         assert verify(root(small)).problems == ()
