@@ -19,7 +19,7 @@ from stillroom.stages.data.rows import ArrayRows
 from stillroom.stages.fitting import Fitting
 from stillroom.stages.loading import Loader
 from stillroom.stages.student import Fit, Student
-from stillroom.stages.teacher import FunctionTeacher
+from stillroom.stages.teachers.function import FunctionTeacher
 from stillroom.stages.teaching import teach
 from stillroom.storage import Cache, Reader
 from stillroom.workflows.digits_models import CNN_FEATURE, MLP_FEATURE, cnn, mlp

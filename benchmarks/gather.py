@@ -16,7 +16,7 @@ from benchmarks.measuring import Line, Section, Timing, Way, interleaved, timed
 from benchmarks.rivals import SHARD_ROWS, rivals
 from stillroom.pipeline.runner import LocalRunner
 from stillroom.stages.data.rows import ArrayRows
-from stillroom.stages.teacher import FunctionTeacher
+from stillroom.stages.teachers.function import FunctionTeacher
 from stillroom.stages.teaching import teach
 from stillroom.storage import Cache, Reader
 

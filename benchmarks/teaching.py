@@ -19,8 +19,8 @@ from benchmarks.measuring import Line, Section, Way, interleaved, timed
 from stillroom.pipeline.ray_runner import RayRunner
 from stillroom.pipeline.runner import LocalRunner
 from stillroom.stages.data.rows import ArrayRows
-from stillroom.stages.module_teacher import ModuleTeacher
 from stillroom.stages.plans.planning import plan_teach
+from stillroom.stages.teachers.module import ModuleTeacher
 from stillroom.stages.teaching import teach
 from stillroom.storage import Cache, Reader
 

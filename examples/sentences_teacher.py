@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentences_data import MissingPackageError
 
-from stillroom.stages.module_teacher import ModuleTeacher
+from stillroom.stages.teachers.module import ModuleTeacher
 from stillroom.storage.files import read_json
 
 if TYPE_CHECKING:

@@ -10,12 +10,13 @@ from stillroom.stages.data.hf_rows import DatasetRows
 from stillroom.stages.data.parquet_rows import ParquetRows
 from stillroom.stages.data.rows import ArrayRows, Rows
 from stillroom.stages.evaluating import Evaluation, classification
-from stillroom.stages.module_teacher import ModuleTeacher
 from stillroom.stages.plans.planning import plan_teach
 from stillroom.stages.plans.probing import Probe, probe
 from stillroom.stages.recipe import Head, Recipe, Term, term
 from stillroom.stages.student import Fit, Record, Student
-from stillroom.stages.teacher import FunctionTeacher, Teacher
+from stillroom.stages.teachers.function import FunctionTeacher
+from stillroom.stages.teachers.module import ModuleTeacher
+from stillroom.stages.teachers.teacher import Teacher
 from stillroom.stages.teaching import teach
 from stillroom.stages.training import plan_train, train
 from stillroom.stages.views.boxes import Crop, Erase, Flip

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stillroom.stages.data.rows import Rows, column_shapes
 from stillroom.stages.events import BooksMade, Listen
 from stillroom.stages.shard_work import checked
-from stillroom.stages.teacher import Answer, Teacher
+from stillroom.stages.teachers.teacher import Answer, Teacher
 from stillroom.storage.books import write_book
 from stillroom.storage.encodings.encoding import encoding, needs_book
 from stillroom.storage.encodings.head import Head

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from stillroom.stages.evaluating import Evaluation
-from stillroom.stages.layers import LayerTaps
 from stillroom.stages.loading import Loader, Tensors
 from stillroom.stages.recipe import Recipe
 from stillroom.stages.student import Student
+from stillroom.stages.teachers.layers import LayerTaps
 from stillroom.storage.errors import StillroomError, listed
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.stages.data.rows import Rows, column_shapes
-from stillroom.stages.teacher import Teacher
+from stillroom.stages.teachers.teacher import Teacher
 from stillroom.storage.books import read_book
 from stillroom.storage.draft import Draft
 from stillroom.storage.encodings.head import Head

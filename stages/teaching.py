@@ -15,7 +15,7 @@ from stillroom.stages.events import Listen, RowsTaught, TeachFinished, TeachStar
 from stillroom.stages.plans.forecasting import require_room, require_room_left
 from stillroom.stages.plans.teach_plan import TeachState, Work
 from stillroom.stages.shard_work import ShardTask, ShardWork
-from stillroom.stages.teacher import Teacher
+from stillroom.stages.teachers.teacher import Teacher
 from stillroom.storage.cache import Cache
 from stillroom.storage.draft import Draft
 from stillroom.storage.errors import RowsError, SignalError

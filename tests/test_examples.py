@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from stillroom.stages.module_teacher import ModuleTeacher
+from stillroom.stages.teachers.module import ModuleTeacher
 from stillroom.storage.files import read_json
 from stillroom.storage.identity import digest
 

@@ -13,7 +13,7 @@ from stillroom.pipeline.step import Result, Run
 from stillroom.stages.care.auditing import audit
 from stillroom.stages.care.repairing import repair
 from stillroom.stages.data.rows import Rows
-from stillroom.stages.teacher import Teacher
+from stillroom.stages.teachers.teacher import Teacher
 from stillroom.storage.cache import Cache
 from stillroom.storage.care.compacting import compact
 from stillroom.storage.care.mending import restore_marker

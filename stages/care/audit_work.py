@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stillroom.stages.care.audit_logits import judged, sparse
 from stillroom.stages.data.rows import Rows
 from stillroom.stages.shard_work import as_values
-from stillroom.stages.teacher import Answer, Teacher
+from stillroom.stages.teachers.teacher import Answer, Teacher
 from stillroom.storage.encodings.head import Head
 from stillroom.storage.encodings.product import Product
 from stillroom.storage.errors import SignalError, StillroomError

@@ -19,7 +19,7 @@ from stillroom.stages.care.audit_work import AuditTask, AuditWork, RowVerdict
 from stillroom.stages.data.rows import Rows
 from stillroom.stages.events import Listen, RowsAudited, ignore
 from stillroom.stages.plans.teach_plan import TeachState
-from stillroom.stages.teacher import Teacher
+from stillroom.stages.teachers.teacher import Teacher
 from stillroom.stages.teaching import Mapper
 from stillroom.storage.cache import Cache
 from stillroom.storage.care.problems import Problem

@@ -21,7 +21,7 @@ from stillroom.stages.data.rows import Rows
 from stillroom.stages.events import Event, Listen, RowsTaught, ignore
 from stillroom.stages.plans.teach_plan import TeachState
 from stillroom.stages.shard_work import ShardTask, ShardWork
-from stillroom.stages.teacher import Teacher
+from stillroom.stages.teachers.teacher import Teacher
 from stillroom.stages.teaching import Mapper, answer_missing
 from stillroom.storage.books import FOLDER as BOOKS
 from stillroom.storage.books import book_of

@@ -15,7 +15,7 @@ from stillroom.stages.plans.forecasting import Terms, asked_of, estimate, eviden
 from stillroom.stages.plans.probing import Probe
 from stillroom.stages.plans.probing import probe as take_probe
 from stillroom.stages.plans.teach_plan import TeachPlan, TeachState, Work
-from stillroom.stages.teacher import Teacher
+from stillroom.stages.teachers.teacher import Teacher
 from stillroom.stages.teaching import Mapper
 from stillroom.storage.cache import Cache
 from stillroom.storage.place import Place, place_of

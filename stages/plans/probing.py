@@ -24,7 +24,7 @@ from stillroom.stages.data.rows import Batch, Rows
 from stillroom.stages.plans.estimating import total
 from stillroom.stages.plans.evidence import PROBE, Evidence
 from stillroom.stages.shard_work import ShardTask, ShardWork
-from stillroom.stages.teacher import Answer, Teacher
+from stillroom.stages.teachers.teacher import Answer, Teacher
 from stillroom.stages.teaching import Mapper
 from stillroom.storage.books import book_place
 from stillroom.storage.draft import Draft

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stillroom.stages.data.rows import Rows, require_columns
 from stillroom.stages.plans.estimating import Estimate
-from stillroom.stages.teacher import Teacher
+from stillroom.stages.teachers.teacher import Teacher
 from stillroom.stages.views.teacher import require_views
 from stillroom.storage.cache import Cache
 from stillroom.storage.draft import Draft

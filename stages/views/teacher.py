@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stillroom.stages.data.rows import Batch, Rows
-from stillroom.stages.teacher import Answer, Teacher
+from stillroom.stages.teachers.teacher import Answer, Teacher
 from stillroom.stages.views.plan import ViewPlan
 from stillroom.stages.views.rows import SIGNALS, ViewedRows
 from stillroom.storage.errors import RowsError, SignalError

@@ -31,7 +31,7 @@ from stillroom.stages import (
 )
 from stillroom.stages.data.rows import Batch, Rows
 from stillroom.stages.events import Event, RowsTaught
-from stillroom.stages.teacher import Answer
+from stillroom.stages.teachers.teacher import Answer
 from stillroom.storage import Cache, Reader, Snapshot
 from stillroom.storage.folder import Ask
 from stillroom.storage.place import Place

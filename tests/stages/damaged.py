@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stillroom.pipeline import LocalRunner
 from stillroom.stages import ArrayRows, FunctionTeacher, Repaired, audit, repair
 from stillroom.stages.data.rows import Batch, Rows
-from stillroom.stages.teacher import Answer
+from stillroom.stages.teachers.teacher import Answer
 from stillroom.storage import Cache, Reader, verify
 from stillroom.storage.care.mending import restore_marker
 from stillroom.storage.folder import Ask

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from stillroom.stages import FunctionTeacher, ModuleTeacher
-from stillroom.stages.assets import asset_digests
-from stillroom.stages.weights import file_weights, load_state
+from stillroom.stages.teachers.assets import asset_digests
+from stillroom.stages.teachers.weights import file_weights, load_state
 from stillroom.storage import Cache
 from stillroom.storage.errors import FormatError, IdentityError
 from stillroom.storage.identity import differences, digest

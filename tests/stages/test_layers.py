@@ -13,7 +13,7 @@ def test_what_a_module_is_given_is_read_before_it_can_change_it() -> None:
     import torch
     from torch import nn
 
-    from stillroom.stages.layers import LayerTaps
+    from stillroom.stages.teachers.layers import LayerTaps
 
     module = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), nn.Linear(3, 2))
     places = {"relu": "1:input", "linear": "0", "after": "1", "whole": ":input", "out": ""}

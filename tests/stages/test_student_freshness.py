@@ -176,7 +176,7 @@ fit = Fit(epochs=60, batch_size=10, learning_rate=0.05)
     evaluation=evaluation, folder="s", runner=LocalRunner(),
 )
 assert "secret_teacher" not in sys.modules
-assert "stillroom.stages.teacher" in sys.modules  # light: it describes, and loads nothing
+assert "stillroom.stages.teachers.teacher" in sys.modules  # light: it describes, and loads nothing
 assert not [path for path in opened if "teacher.pt" in path or "secret" in path.split("/")[-1]]
 assert record.metrics["agreement"] >= 0.9, record.metrics
 """

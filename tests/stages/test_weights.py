@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from stillroom.stages.layers import LayerTaps
-from stillroom.stages.weights import file_weights, tensor_weights
+from stillroom.stages.teachers.layers import LayerTaps
+from stillroom.stages.teachers.weights import file_weights, tensor_weights
 from stillroom.storage.errors import FormatError, SignalError, UnknownSignalError
 from stillroom.storage.identity import digest
 from tests.stages.builders import answers, data, images, net, network, taught

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stillroom.pipeline import LocalRunner, Run, execute
-from stillroom.stages.module_teacher import ModuleTeacher
+from stillroom.stages.teachers.module import ModuleTeacher
 from stillroom.storage import Cache, Reader
 from stillroom.workflows.digits import ROSTER, UnknownStudentError, digits, student
 from stillroom.workflows.digits_data import digits_rows, digits_splits

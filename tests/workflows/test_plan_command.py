@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from stillroom.stages import plan_teach
-from stillroom.stages.module_teacher import ModuleTeacher
 from stillroom.stages.plans.estimating import BreakEven, Interval, Room
+from stillroom.stages.teachers.module import ModuleTeacher
 from stillroom.storage import Cache
 from stillroom.workflows.digits import ENCODINGS, SHARD_ROWS
 from stillroom.workflows.digits_data import digits_rows

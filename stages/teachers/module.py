@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
-from stillroom.stages.assets import Assets, asset_digests, asset_paths
 from stillroom.stages.data.rows import Batch
-from stillroom.stages.layers import LayerTaps
-from stillroom.stages.teacher import Answer
-from stillroom.stages.weights import Weights, file_weights, load_state, tensor_weights
+from stillroom.stages.teachers.assets import Assets, asset_digests, asset_paths
+from stillroom.stages.teachers.layers import LayerTaps
+from stillroom.stages.teachers.teacher import Answer
+from stillroom.stages.teachers.weights import Weights, file_weights, load_state, tensor_weights
 from stillroom.storage.code import code_identity
 from stillroom.storage.errors import SignalError, UnknownSignalError, nearest
 from stillroom.storage.folder import Ask

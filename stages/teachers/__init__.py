@@ -1,0 +1,1 @@
+"""Teachers: one protocol, and the adapters that make a teacher of what people have."""
