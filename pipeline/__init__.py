@@ -1,9 +1,12 @@
 """How steps are identified, planned, run and resumed: runners, steps, execution."""
 
+from stillroom.pipeline.events import WorkerLost, WorkersAwaited, WorkersChanged
 from stillroom.pipeline.execute import act, execute, plan
-from stillroom.pipeline.ray_runner import RayRunner, RunnerError
-from stillroom.pipeline.runner import LocalRunner, Runner
+from stillroom.pipeline.ray_dask import dask_on_ray
+from stillroom.pipeline.ray_runner import RayRunner
+from stillroom.pipeline.runner import LocalRunner, Runner, RunnerError
 from stillroom.pipeline.step import Preview, Run, Step
+from stillroom.pipeline.stopping import Stop, Stopped, stopping
 
 __all__ = [
     "LocalRunner",
@@ -13,7 +16,14 @@ __all__ = [
     "Runner",
     "RunnerError",
     "Step",
+    "Stop",
+    "Stopped",
+    "WorkerLost",
+    "WorkersAwaited",
+    "WorkersChanged",
     "act",
+    "dask_on_ray",
     "execute",
     "plan",
+    "stopping",
 ]

@@ -89,10 +89,12 @@ def execute(steps: Sequence[Step], run: Run) -> dict[str, Result]:
     """Run what is stale and return every step's result by name.
 
     Events: StepStarted and StepFinished to `run.listen`, and what the steps themselves send. An
-    exception of a step ends the run; what earlier steps did is kept.
+    exception of a step ends the run, and so does Stopped before the next step once an end was asked
+    for; what earlier steps did is kept.
     """
     results: dict[str, Result] = {}
     for step in ordered(steps):
+        run.stop.require()
         inputs = {needed.name: results[needed.name] for needed in step.needs}
         now = _identity(step, inputs)
         known = _record(run, step)

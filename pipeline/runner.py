@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
+
+from stillroom.pipeline.stopping import Stop, Until
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class RunnerError(RuntimeError):
+    """Workers could not be had, or an item's workers died again and again."""
 
 
 class Runner(Protocol):
@@ -23,6 +30,7 @@ class Runner(Protocol):
         """
 
 
+@dataclass(frozen=True)
 class LocalRunner:
     """One worker, in this process, one item after another.
 
@@ -30,12 +38,17 @@ class LocalRunner:
     ['1', '2']
     """
 
+    stop: Stop | None = None
+    """Once an end was asked for, no item is begun, and a map that is not whole raises Stopped."""
+
     def map(
         self, build: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
     ) -> Iterator[Result]:
         """Build at the first item, so that nothing is loaded for no items."""
         work: Callable[[Item], Result] | None = None
-        for item in items:
+        until = Until(items, self.stop)
+        for item in until:
             if work is None:
                 work = build()
             yield work(item)
+        until.require()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.pipeline.runner import LocalRunner, Runner
+from stillroom.pipeline.stopping import Stop
 
 Result = dict[str, Any]
 """What a step returns: plain JSON that says where its outputs are and what they are.
@@ -31,6 +32,8 @@ class Run:
     listen: Callable[[Any], None] = _ignore
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the caller wants of previews, by name; each looks for those that it knows."""
+    stop: Stop = field(default_factory=Stop)
+    """Once an end was asked for, no further step begins; the runner has the same one."""
 
 
 @dataclass(frozen=True)

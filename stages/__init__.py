@@ -7,17 +7,45 @@ from stillroom.stages import recipes
 from stillroom.stages.care.auditing import AuditReport, audit
 from stillroom.stages.care.repairing import Repaired, repair
 from stillroom.stages.data.hf_rows import DatasetRows
+from stillroom.stages.data.image_rows import ImageFolderRows
+from stillroom.stages.data.images import Decode
+from stillroom.stages.data.numpy_rows import NumpyRows
 from stillroom.stages.data.parquet_rows import ParquetRows
+from stillroom.stages.data.ray_rows import from_ray_dataset
 from stillroom.stages.data.rows import ArrayRows, Rows
+from stillroom.stages.data.tar_rows import TarRows
+from stillroom.stages.data.torch_rows import TorchRows
+from stillroom.stages.data.zarr_rows import ZarrRows
+from stillroom.stages.deriving import methods as derivations
+from stillroom.stages.deriving.derivation import RowWise, Summary
+from stillroom.stages.deriving.deriving import derive, derive_signals, derived
 from stillroom.stages.evaluating import Evaluation, classification
 from stillroom.stages.plans.planning import plan_teach
 from stillroom.stages.plans.probing import Probe, probe
 from stillroom.stages.recipe import Head, Recipe, Term, term
 from stillroom.stages.student import Fit, Record, Student
 from stillroom.stages.teachers.function import FunctionTeacher
+from stillroom.stages.teachers.huggingface.agreement import (
+    require_same_tokenizer,
+    require_tokenizer_of,
+)
+from stillroom.stages.teachers.huggingface.cut_rows import cut_rows
+from stillroom.stages.teachers.huggingface.encoder import EncoderTeacher
+from stillroom.stages.teachers.huggingface.image_text import ImageTextTeacher
+from stillroom.stages.teachers.huggingface.language import LanguageTeacher
+from stillroom.stages.teachers.huggingface.pixels import Images
+from stillroom.stages.teachers.huggingface.rows import as_attention
+from stillroom.stages.teachers.huggingface.texts import Texts
+from stillroom.stages.teachers.huggingface.vision import VisionTeacher
 from stillroom.stages.teachers.module import ModuleTeacher
+from stillroom.stages.teachers.onnx import OnnxTeacher
+from stillroom.stages.teachers.ratings import long_ratings, summed_ratings, wide_ratings
+from stillroom.stages.teachers.routed import RoutedTeacher
+from stillroom.stages.teachers.table import TableTeacher
 from stillroom.stages.teachers.teacher import Teacher
-from stillroom.stages.teaching import teach
+from stillroom.stages.teachers.timm import timm_teacher
+from stillroom.stages.teachers.vllm import VllmEngineTeacher, VllmTeacher
+from stillroom.stages.teaching import Assignment, teach, teach_all
 from stillroom.stages.training import plan_train, train
 from stillroom.stages.views.boxes import Crop, Erase, Flip
 from stillroom.stages.views.mixing import Cutmix, Mixup
@@ -29,42 +57,76 @@ from stillroom.stages.views.teacher import ViewedTeacher
 
 __all__ = [
     "ArrayRows",
+    "Assignment",
     "AuditReport",
     "Colour",
     "Crop",
     "Cutmix",
     "DatasetRows",
+    "Decode",
+    "EncoderTeacher",
     "Erase",
     "Evaluation",
     "Fit",
     "Flip",
     "FunctionTeacher",
     "Head",
+    "ImageFolderRows",
+    "ImageTextTeacher",
+    "Images",
+    "LanguageTeacher",
     "Mask",
     "Mixup",
     "ModuleTeacher",
     "Noise",
+    "NumpyRows",
+    "OnnxTeacher",
     "ParquetRows",
     "Probe",
     "Recipe",
     "Record",
     "Repaired",
     "Replay",
+    "RoutedTeacher",
+    "RowWise",
     "Rows",
     "Student",
+    "Summary",
+    "TableTeacher",
+    "TarRows",
     "Teacher",
     "Term",
+    "Texts",
+    "TorchRows",
     "ViewPlan",
     "ViewedRows",
     "ViewedTeacher",
+    "VisionTeacher",
+    "VllmEngineTeacher",
+    "VllmTeacher",
+    "ZarrRows",
+    "as_attention",
     "audit",
     "classification",
+    "cut_rows",
+    "derivations",
+    "derive",
+    "derive_signals",
+    "derived",
+    "from_ray_dataset",
+    "long_ratings",
     "plan_teach",
     "plan_train",
     "probe",
     "recipes",
     "repair",
+    "require_same_tokenizer",
+    "require_tokenizer_of",
+    "summed_ratings",
     "teach",
+    "teach_all",
     "term",
+    "timm_teacher",
     "train",
+    "wide_ratings",
 ]

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class RowsSkipped:
+    """The data set left out broken records, as its policy says; they are no rows of it."""
+
+    rows: int
+    reasons: Mapping[Any, str]
+    """Why, by key."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,22 @@ class RowsTaught:
     rows: int
     bytes: int
     teacher_seconds: float
+    worker: str = ""
+    """The process that did it: host and number."""
+    halved: int = 0
+    """How often a batch was cut in half because memory ran out."""
+    asked_again: int = 0
+    """Rows that were asked for once more, to see whether the teacher says the same; once for a run."""
+
+
+@dataclass(frozen=True)
+class SnapshotTaken:
+    """A snapshot serves what is there while teaching goes on: `rows` of the `asked` ones."""
+
+    teacher: str
+    rows: int
+    asked: int
+    snapshot: int
 
 
 @dataclass(frozen=True)
@@ -65,6 +90,16 @@ class TrainStarted:
 
 
 @dataclass(frozen=True)
+class RowsAwaited:
+    """Students train on `rows` of the `asked` ones of a split: the snapshot serves no more yet."""
+
+    split: str
+    rows: int
+    asked: int
+    snapshot: int
+
+
+@dataclass(frozen=True)
 class StudentTrained:
     """A student is trained, evaluated and recorded."""
 
@@ -75,12 +110,15 @@ class StudentTrained:
 
 
 Event = (
-    TeachStarted
+    RowsSkipped
+    | TeachStarted
     | BooksMade
     | RowsTaught
+    | SnapshotTaken
     | TeachFinished
     | RowsAudited
     | TrainStarted
+    | RowsAwaited
     | StudentTrained
 )
 Listen = Callable[[Event], None]

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stillroom.stages.data.rows import Rows, find_rows
+from stillroom.stages.deriving.signal_rows import KEYS, combined
 from stillroom.stages.views.plan import ViewPlan
 from stillroom.stages.views.replay import Replay, base_columns
 from stillroom.stages.views.rows import own_columns
@@ -19,7 +20,7 @@ from stillroom.storage.folder import Hashes
 from stillroom.storage.identity import digest
 from stillroom.storage.pairs import spelled
 from stillroom.storage.reader import Reader
-from stillroom.storage.snapshot import Snapshot
+from stillroom.storage.snapshot import Snapshot, Source
 
 Int64s = NDArray[np.int64]
 
@@ -117,6 +118,8 @@ class Reading:
         index, signal = self._snapshot.find(name)
         source = self._snapshot.sources[index]
         seen = self._snapshot.hashes(name)[positions]
+        if self._snapshot.identity(name).get("kind") == "derived":
+            self._require_derived(source, positions, seen, name, split)
         # Of a teacher that was shown views: this is view 0, whose content is that of the row.
         viewed = self._snapshot.identity(name).get("views")
         inputs = own_columns(source.inputs, ViewPlan.from_json(viewed) if viewed else None)
@@ -124,6 +127,25 @@ class Reading:
             now = self._of_rows(tuple(sorted(inputs)))[self._where(split)]
             self._require_unchanged(np.flatnonzero(seen != now), source.teacher, name, split)
         return [source.digest, signal.to_json(), _digest(seen)]
+
+    def _require_derived(
+        self, source: Source, positions: Int64s, seen: Hashes, name: str, split: str
+    ) -> None:
+        """RowsError when rows are not what the teachers saw whose signals it was derived from."""
+        assert self._snapshot is not None
+        parts: dict[str, Hashes] = {}
+        for column in source.inputs:
+            if column == KEYS:
+                parts[column] = np.zeros(len(positions), "V16")
+            elif any(column.startswith(f"{s.teacher}/") for s in self._snapshot.sources):
+                self.teacher(column, split)
+                parts[column] = self._snapshot.hashes(column)[positions]
+            elif column in self._rows.columns:
+                parts[column] = self._of_rows((column,))[self._where(split)]
+            else:
+                return  # a column that this data set lacks: nobody can tell
+        changed = np.flatnonzero(combined(parts) != seen)
+        self._require_unchanged(changed, source.teacher, name, split)
 
     def _of_rows(self, columns: tuple[str, ...]) -> Hashes:
         if columns not in self._hashes:

@@ -96,8 +96,9 @@ class Recipe:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The cached signals that it needs."""
-        return self._of("teacher")
+        """The cached signals that it needs. `teacher.boxes.score` is a field of the record `boxes`,
+        `teacher.boxes.length` (n,) how many there are in each row, where rows differ."""
+        return tuple(sorted({name.partition(".")[0] for name in self._of("teacher")}))
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class StudentWork:
     splits: Mapping[str, pa.Array]
     evaluation: Evaluation
     threads: int
+    asked: Mapping[str, int] = field(default_factory=dict)
+    """Rows of each split before those were left out that are still to be taught."""
 
     def __call__(self) -> StudentWorker:
         """Nothing is loaded before the first student."""
@@ -147,6 +149,7 @@ class StudentWorker:
             "reads": list(student.recipe.reads),
             "split": student.split,
             "rows": len(loader.keys),
+            **({"asked_rows": work.asked[student.split]} if student.split in work.asked else {}),
             "fit": asdict(student.fit),
             "parameters": sum(p.numel() for p in fitting.module.parameters()),
             "metrics": metrics,

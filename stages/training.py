@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stillroom.stages.available import Available, available_rows
 from stillroom.stages.data.rows import Rows, require_columns
 from stillroom.stages.evaluating import Evaluation
-from stillroom.stages.events import Listen, StudentTrained, TrainStarted, ignore
+from stillroom.stages.events import Listen, RowsAwaited, StudentTrained, TrainStarted, ignore
+from stillroom.stages.mapper import Mapper
 from stillroom.stages.reading import Reading
 from stillroom.stages.student import Record, Student
 from stillroom.stages.student_work import StudentTask, StudentWork
-from stillroom.stages.teaching import Mapper
 from stillroom.stages.views.replay import base_columns
 from stillroom.storage.code import code_identity
 from stillroom.storage.errors import NotACacheError, RowsError, UnknownSignalError, nearest
@@ -44,19 +45,23 @@ def plan_train(
     splits: Mapping[str, KeyList],
     evaluation: Evaluation,
     folder: Path,
+    available: bool = False,
 ) -> TrainPlan:
     """Compare every student's identity with the records in `folder`.
 
     A student's identity holds its architecture, recipe, seed, the rows it reads and the identity of
-    the teachers it reads, never the snapshot's number: a cache that only grew makes none stale.
+    the teachers it reads, never the snapshot's number: a cache that only grew makes none stale. With
+    `available`, rows that the snapshot does not serve yet are left out, and once they are there the
+    student is stale.
 
     Raises UnknownSignalError when a recipe reads a signal that the snapshot lacks, UnknownRowError for
     rows that were never taught, RowsError for an unknown split, column or row and for rows that
     changed since they were taught, ValueError for two different students of one name and seed.
     """
     _check(students, rows, snapshot, splits, evaluation)
-    keys = {name: as_keys(chosen) for name, chosen in splits.items()}
-    reading = Reading(rows, snapshot, keys)
+    reading = Reading(
+        rows, snapshot, _there(students, snapshot, splits, evaluation, available).splits
+    )
 
     def identified(
         columns: Sequence[str], signals: Sequence[str], split: str, views: int = 0
@@ -99,6 +104,7 @@ def train(
     evaluation: Evaluation,
     folder: str | Path,
     runner: Mapper,
+    available: bool = False,
     threads: int = 1,
     listen: Listen = ignore,
 ) -> list[Record]:
@@ -106,22 +112,47 @@ def train(
 
     `splits` names rows by key; each student trains on its split and is evaluated on that of the
     evaluation. No teacher is imported or loaded: what students read of it comes from the snapshot.
+    With `available`, students train on the rows that the snapshot serves while teaching still runs
+    (`teach(..., snapshot_every=...)`), and say so: RowsAwaited is heard, and the record has the
+    snapshot, `rows` and `asked_rows`. Without it rows that are not there are an error.
+
     `threads` is for each worker; results depend on it only through the order of sums. Raises what
     `plan_train` does, and TrainingError for a loss that is no number.
     """
     plan = plan_train(
-        students, rows, snapshot, splits=splits, evaluation=evaluation, folder=Path(folder)
+        *(students, rows, snapshot),
+        splits=splits,
+        evaluation=evaluation,
+        folder=Path(folder),
+        available=available,
     )
     listen(TrainStarted(len(plan.stale), len(plan.fresh)))
-    keys = {name: as_keys(chosen) for name, chosen in splits.items()}
+    there = _there(students, snapshot, splits, evaluation, available)
+    for name, asked in there.asked.items():
+        assert snapshot is not None
+        listen(RowsAwaited(name, len(there.splits[name]), asked, snapshot.number))
     # Opened anew: what planning read of it need not be sent to the workers.
     own = None if snapshot is None else Snapshot(snapshot.cache, snapshot.number)
-    work = StudentWork(rows, own, keys, evaluation, threads)
+    work = StudentWork(rows, own, there.splits, evaluation, threads, there.asked)
     for record in runner.map(work, plan.stale):
         scalars = {n: v for n, v in record["metrics"].items() if isinstance(v, float)}
         listen(StudentTrained(record["student"], record["seed"], record["seconds"], scalars))
     places = {id(task.student): task.folder for task in (*plan.stale, *plan.fresh)}
     return [Record.read(places[id(student)]) for student in students]
+
+
+def _there(
+    students: Sequence[Student],
+    snapshot: Snapshot | None,
+    splits: Mapping[str, KeyList],
+    evaluation: Evaluation,
+    available: bool,
+) -> Available:
+    """The rows to train on."""
+    keys = {name: as_keys(chosen) for name, chosen in splits.items()}
+    if not available:
+        return Available(keys)
+    return available_rows(students, keys, evaluation, snapshot)
 
 
 def _check(

@@ -5,18 +5,22 @@ from stillroom.storage.care.compacting import Compacted, compact
 from stillroom.storage.care.problems import Problem, Verified
 from stillroom.storage.care.pruning import Pruned, prune
 from stillroom.storage.care.verifying import verify
+from stillroom.storage.derived import Derived
 from stillroom.storage.errors import (
     BusyError,
     CorruptShardError,
     FormatError,
     NotACacheError,
+    OutOfMemoryError,
     RowsError,
     SignalError,
+    StaleError,
     StillroomError,
     StoreFullError,
     StorePermissionError,
     UnknownRowError,
     UnknownSignalError,
+    UnsteadyError,
     ViewError,
 )
 from stillroom.storage.ragged import Ragged
@@ -29,8 +33,10 @@ __all__ = [
     "Cache",
     "Compacted",
     "CorruptShardError",
+    "Derived",
     "FormatError",
     "NotACacheError",
+    "OutOfMemoryError",
     "Problem",
     "Pruned",
     "Ragged",
@@ -39,11 +45,13 @@ __all__ = [
     "Signal",
     "SignalError",
     "Snapshot",
+    "StaleError",
     "StillroomError",
     "StoreFullError",
     "StorePermissionError",
     "UnknownRowError",
     "UnknownSignalError",
+    "UnsteadyError",
     "Verified",
     "ViewError",
     "compact",

@@ -36,7 +36,9 @@ class ArrowShards:
         self, segment: Place, signal: Signal, shard: int, shard_rows: int, values: Values
     ) -> list[StoredFile]:
         """One Arrow file with a column for each part."""
-        return self._write(segment, signal, shard, _columns(signal, values))
+        if signal.kind == "text":
+            return self._write(segment, signal, shard, {signal.name: _text_column(signal, values)})
+        return self.write_parts(segment, signal, shard, shard_rows, signal.coded(values))
 
     def write_parts(
         self, segment: Place, signal: Signal, shard: int, shard_rows: int, parts: Mapping[str, Any]
@@ -82,30 +84,14 @@ def _strings(signal: Signal, rows: Ragged) -> pa.Array:
     return pa.Array.from_buffers(kind, len(rows), [None, bounds, content])
 
 
-def _columns(signal: Signal, values: Values) -> dict[str, pa.Array]:
-    if signal.kind == "text":
-        try:
-            column = pa.array(values, pa.large_string())
-        except (pa.ArrowException, TypeError, ValueError) as error:
-            raise SignalError(f"signal {signal.name!r} should be text: {error}") from error
-        if column.null_count:
-            raise SignalError(f"signal {signal.name!r}: {column.null_count:,} texts are None")
-        return {signal.name: column}
-    if isinstance(values, list) or isinstance(values, Ragged) != signal.ragged:
-        length = "rows of lengths" if signal.ragged else "rows of one shape"
-        raise SignalError(
-            f"signal {signal.name!r} has {length}; a {type(values).__name__} was given"
-        )
-    if isinstance(signal.coding, Packed):
-        lengths = values.lengths if isinstance(values, Ragged) else np.ones(len(values), np.int64)
-        elements = values.values if isinstance(values, Ragged) else values
-        return {signal.name: _strings(signal, signal.coding.pack(elements, lengths))}
-    assert isinstance(values, Ragged)  # fixed shapes lie in Zarr, but for packed ones
-    encoded = signal.coding.encode(values.values)
-    return {
-        signal.array_name(part): _column(part, encoded[part.name], values.offsets)
-        for part in signal.parts
-    }
+def _text_column(signal: Signal, values: Values) -> pa.Array:
+    try:
+        column = pa.array(values, pa.large_string())
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise SignalError(f"signal {signal.name!r} should be text: {error}") from error
+    if column.null_count:
+        raise SignalError(f"signal {signal.name!r}: {column.null_count:,} texts are None")
+    return column
 
 
 def _column(part: Part, values: NDArray[Any], offsets: Int64s) -> pa.Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -158,13 +158,15 @@ class Cache:
         hashes: Hashes,
         shard_rows: int,
         why: str = "",
+        number: int | None = None,
     ) -> Draft:
-        """Begin a new segment; call it inside `writing()`."""
-        aside = children(self.path / QUARANTINE / "segments")
-        numbers = [_number(p) for p in [*self.folders(), *aside] if is_segment(p.name)]
+        """Begin a new segment; call it inside `writing()`.
+
+        `number`: one that `next_segment` kept free, where several teachers begin together.
+        """
         draft = Draft.create(
             self.path / "segments",
-            _next_number(numbers, self.path),
+            self.next_segment() if number is None else number,
             teacher=teacher,
             identity=identity,
             asked=asked,
@@ -176,6 +178,15 @@ class Cache:
         )
         write_json(draft.path / "made" / "begun.json", {"at": int(time.time())})
         return draft
+
+    def next_segment(self, without: Collection[Place] = ()) -> int:
+        """The first number above those of all segments and drafts, but for these folders.
+
+        Two teachers may begin at the same number: a segment's name also says whose it is.
+        """
+        aside = children(self.path / QUARANTINE / "segments")
+        found = [p for p in [*self.folders(), *aside] if is_segment(p.name) and p not in without]
+        return _next_number(map(_number, found), self.path)
 
     def snapshots(self) -> list[int]:
         """The numbers of all snapshots, oldest first."""

@@ -225,7 +225,8 @@ def _plain(thing: Any) -> Any:
 _OWN_METHODS = tuple(
     f"stillroom.{name}"
     for name in (
-        *("stages.objectives", "stages.heads", "stages.recipes", "stages.views"),
+        *("stages.deriving.methods", "stages.objectives", "stages.heads", "stages.recipes"),
+        "stages.views",
         "workflows.digits",
     )
 )

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from stillroom.storage.books import Book
+from stillroom.storage.coded import Coded
 from stillroom.storage.encodings.part import Booked
 from stillroom.storage.errors import CorruptShardError, RowsError, SignalError
 from stillroom.storage.files import crc32c, each_of, pieces_of, with_checksum, write_json
@@ -88,31 +89,44 @@ class Draft(Folder):
     def write(
         self,
         shard: Shard,
-        values: Mapping[str, Values],
+        values: Mapping[str, Values | Coded],
         error: Mapping[str, Mapping[str, float]],
         books: Mapping[str, Book] = MappingProxyType({}),
     ) -> dict[str, Any]:
         """Write all signals of one shard, then its receipt; return the receipt.
 
-        `books` are those that the plan names, by signal.
+        Values may be encoded already, as the plan asks. `books` are those that the plan names, by
+        signal.
         """
         described: dict[str, Any] = {}
         for name, ask in self.asked.items():
-            if len(values[name]) != shard.stop - shard.start:
+            given = values[name]
+            if len(given) != shard.stop - shard.start:
                 raise SignalError(
-                    f"signal {name!r}, shard {shard.index}: {len(values[name]):,} rows were given for "
+                    f"signal {name!r}, shard {shard.index}: {len(given):,} rows were given for "
                     f"slots {shard.start:,} to {shard.stop:,}"
                 )
-            signal = Signal.of(name, values[name], ask.encoding, ask.source, books.get(name))
+            signal = (
+                given.signal
+                if isinstance(given, Coded)
+                else Signal.of(name, given, ask.encoding, ask.source, books.get(name))
+            )
+            if (signal.encoding, signal.source) != (ask.encoding, ask.source):
+                raise SignalError(
+                    f"signal {name!r}: {ask.encoding} of {ask.source!r} is asked for, {signal.encoding} "
+                    f"of {signal.source!r} was given"
+                )
             if signal.book != ask.book or (isinstance(signal.coding, Booked) and not ask.book):
                 raise SignalError(
                     f"signal {name!r}: {ask.encoding} is written with book {ask.book!r} of its plan, "
                     f"{signal.book!r} was given"
                 )
             try:
-                files = shard_format(signal).write(
-                    self.path, signal, shard.index, self.shard_rows, values[name]
-                )
+                where = self.path, signal, shard.index, self.shard_rows
+                if isinstance(given, Coded):
+                    files = shard_format(signal).write_parts(*where, given.parts)
+                else:
+                    files = shard_format(signal).write(*where, given)
             except SignalError as problem:
                 raise SignalError(f"signal {name!r}, shard {shard.index}: {problem}") from problem
             described[name] = {

@@ -44,6 +44,14 @@ class SignalError(StillroomError, ValueError):
     """A teacher answered something that cannot be stored: shape, dtype, row count, NaN."""
 
 
+class UnsteadyError(SignalError):
+    """A teacher answers a row otherwise when it is asked again, or beside other rows."""
+
+
+class OutOfMemoryError(StillroomError, MemoryError):
+    """A teacher needs more memory than there is, even for a batch of one row."""
+
+
 class IdentityError(StillroomError, ValueError):
     """A teacher is not the one whose answers are to be stored: its files or packages are others."""
 
@@ -68,12 +76,20 @@ class StoreUnreachableError(StillroomError, ConnectionError):
     """An object store gave no answer, or none that helps, after several attempts."""
 
 
+class TeacherUnreachableError(StillroomError, ConnectionError):
+    """A server that answers for a teacher gave no whole answer after several attempts, or denies access."""
+
+
 class StoreUnsupportedError(StillroomError, NotImplementedError):
     """An object store, or what is installed here to reach it, lacks something that a cache needs."""
 
 
 class MirrorError(StillroomError, OSError):
     """A shard of an object store does not fit into the local mirror."""
+
+
+class StaleError(StillroomError, LookupError):
+    """What was derived from a cache was derived from something else than what is there now."""
 
 
 class BusyError(StillroomError, RuntimeError):

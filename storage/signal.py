@@ -160,6 +160,34 @@ class Signal:
         """Bytes on disk of one row (of one element, where rows differ in length)."""
         return sum(part.row_bytes for part in self.parts)
 
+    def coded(self, values: Values) -> dict[str, Any]:
+        """What these rows become on disk, by part: arrays, or Ragged where rows differ in length.
+
+        Rows do not hang on one another, so those of two batches may be joined afterwards. SignalError
+        for values that the encoding cannot hold, or that are rows of lengths where this signal's are
+        of one shape, or the other way round.
+        """
+        if (
+            self.dtype == TEXT
+            or isinstance(values, list)
+            or isinstance(values, Ragged) != self.ragged
+        ):
+            had = "rows of lengths" if self.ragged else "rows of one shape"
+            raise SignalError(
+                f"signal {self.name!r} has {'text' if self.dtype == TEXT else had}; "
+                f"a {type(values).__name__} was given"
+            )
+        if isinstance(self.coding, Packed):
+            lengths = (
+                values.lengths if isinstance(values, Ragged) else np.ones(len(values), np.int64)
+            )
+            elements = values.values if isinstance(values, Ragged) else values
+            return {"": self.coding.pack(elements, lengths)}
+        if isinstance(values, Ragged):
+            encoded = self.coding.encode(values.values)
+            return {name: Ragged(array, values.offsets) for name, array in encoded.items()}
+        return dict(self.coding.encode(values))
+
     def unpacked(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """The encoding's parts of rows that were read undecoded: arrays, or Ragged, by name.
 

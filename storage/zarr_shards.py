@@ -7,6 +7,7 @@ the metadata: zarr.json appears when the segment is complete.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from stillroom.storage.encodings.part import Part
-from stillroom.storage.errors import SignalError
 from stillroom.storage.files import crc32c, write_atomic
 from stillroom.storage.gather import Extent, Extents, Int64s
 from stillroom.storage.place import Place
@@ -23,6 +23,7 @@ from stillroom.storage.signal import Signal, Values
 
 FOLDER = "signals"
 _TRAILER = 4
+_filtering = threading.Lock()
 
 
 def _little(dtype: str) -> np.dtype[Any]:
@@ -36,11 +37,7 @@ class ZarrShards:
         self, segment: Place, signal: Signal, shard: int, shard_rows: int, values: Values
     ) -> list[StoredFile]:
         """One chunk file for each part of the signal."""
-        if not isinstance(values, np.ndarray):
-            raise SignalError(
-                f"signal {signal.name!r} is of fixed shape; rows of lengths were given"
-            )
-        return self.write_parts(segment, signal, shard, shard_rows, signal.coding.encode(values))
+        return self.write_parts(segment, signal, shard, shard_rows, signal.coded(values))
 
     def write_parts(
         self, segment: Place, signal: Signal, shard: int, shard_rows: int, parts: Mapping[str, Any]
@@ -98,7 +95,8 @@ def array_metadata(signals: Sequence[Signal], rows: int, shard_rows: int) -> dic
                 dimension_names=_dimensions(signal, part),
                 attributes={"stillroom": {"signal": signal.name, **signal.to_json()}},
             )
-    with warnings.catch_warnings():
+    # The filters are the process's own: two threads that restore them would mix them up.
+    with _filtering, warnings.catch_warnings():
         # Zarr v3 does not specify consolidated metadata yet; who does not know it ignores it, and
         # xarray warns where it is absent.
         warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)

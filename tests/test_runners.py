@@ -8,11 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from stillroom.pipeline import RayRunner, Runner, RunnerError
+from stillroom.pipeline import RayRunner, Runner, RunnerError, WorkerLost, WorkersChanged
+from stillroom.stages import ArrayRows, FunctionTeacher, teach
+from stillroom.storage import Cache
 
 Work = Callable[[int], int]
 
@@ -152,8 +157,13 @@ def test_items_of_a_killed_worker_are_done_by_another(
 
         return work
 
-    assert sorted(ray_runner.map(build, range(12))) == list(range(12))
+    heard: list[object] = []
+    runner = replace(ray_runner, listen=heard.append)
+    assert sorted(runner.map(build, range(12))) == list(range(12))
     assert marker.exists()
+    (lost,) = [event for event in heard if isinstance(event, WorkerLost)]
+    assert (lost.item, lost.attempt, lost.attempts) == ("3", 1, 3)
+    assert any(isinstance(event, WorkersChanged) for event in heard)
 
 
 def test_an_item_that_always_kills_its_worker_is_named_after_three_attempts(
@@ -196,12 +206,49 @@ def test_results_that_were_finished_before_a_worker_died_are_given(
     assert (done.count("0"), done.count("1"), done.count("2")) == (1, 1, 2)
 
 
+def object_store_bytes() -> int:
+    """Bytes of this Ray's object store that were ever written: its memory file is sparse."""
+    import ray
+
+    worker: Any = ray._private.worker
+    (raylet,) = worker._global_node.all_processes["raylet"]
+    found = 0
+    for number in Path(f"/proc/{raylet.process.pid}/fd").iterdir():
+        if "plasma" in os.readlink(number) and "(deleted)" in os.readlink(number):
+            found += 512 * number.stat().st_blocks
+    return found
+
+
+def test_answers_never_travel_through_the_object_store(
+    ray_runner: RayRunner, tmp_path: Path
+) -> None:
+    def wide(number: Any) -> dict[str, Any]:
+        return {"wide": np.repeat(number[:, None], 4096, axis=1)}
+
+    rows = ArrayRows(range(2_000), number=np.arange(2_000, dtype="f4"))
+    teacher = FunctionTeacher("wide", wide, ("number",), ("wide",))
+    list(ray_runner.map(by_value(square), range(4)))
+    before = object_store_bytes()
+    snapshot = teach(Cache.at(tmp_path / "c"), rows, teacher, runner=ray_runner, shard_rows=100)
+    assert snapshot.rows == 2_000
+    stored = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert stored > 32_000_000
+    # The rows, once for this node, and what teaching tells its workers; no answer.
+    assert object_store_bytes() - before < 1_000_000
+    # What does travel is seen: arrays as results.
+    assert [len(given) for given in ray_runner.map(lambda: np.ones, [4_000_000] * 2)]
+    assert object_store_bytes() - before > 32_000_000
+
+
 def test_more_workers_than_there_is_room_for_do_not_wait_for_ever(ray_runner: RayRunner) -> None:
     assert sorted(RayRunner(workers=64).map(by_value(square), range(70)))[-1] == 69 * 69
 
 
 def test_a_worker_that_can_never_start_is_an_error(ray_runner: RayRunner) -> None:
-    with pytest.raises(RunnerError, match="needs 7 GPU and Ray has 0"):
+    with pytest.raises(
+        RunnerError,
+        match=r"needs 1 CPU, 7 GPU; GPU is missing: Ray has 2 CPU, 0 GPU in all, on 1 node",
+    ):
         list(RayRunner(workers=1, num_gpus=7).map(by_value(square), [1]))
 
 
@@ -214,7 +261,7 @@ def test_work_that_a_worker_cannot_import_is_an_error_that_names_it(
 
     module = importlib.import_module("only_here")
     started = time.perf_counter()
-    with pytest.raises(RunnerError, match="only_here"):
+    with pytest.raises(RunnerError, match=r"on .* has no module 'only_here'.*runtime_env="):
         list(ray_runner.map(module.build, [1]))
     assert time.perf_counter() - started < 20
 

@@ -35,7 +35,16 @@ Out = Annotated[
     Path | None, typer.Option("--out", help="Folder for everything; out/NAME if not given.")
 ]
 Workers = Annotated[int | None, typer.Option(help="Ray workers; 0 runs in this process.")]
-Address = Annotated[str | None, typer.Option(help="A running Ray cluster's address.")]
+Pool = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        help="Ray workers: a number; LEAST-MOST on a cluster that grows; 0 runs in this process.",
+    ),
+]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster's HOST:PORT; auto: the one on this host.")
+]
 Where = Annotated[str, typer.Argument(help="A cache's folder, or its URL (s3://bucket/prefix).")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 
@@ -45,17 +54,42 @@ def run(
     context: typer.Context,
     flow: Annotated[str, typer.Argument(help="A bundled workflow (digits) or a Python file.")],
     out: Out = None,
-    workers: Workers = None,
+    workers: Pool = None,
     address: Address = None,
+    cpus: Annotated[float | None, typer.Option(min=0, help="CPUs for each worker; 1.")] = None,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs for each worker; 0.5: two share one.")
+    ] = None,
+    resource: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=AMOUNT", help="What else a worker's node must have."),
+    ] = None,
+    worker_wait: Annotated[
+        float | None, typer.Option(min=1, help="Seconds without any worker before giving up; 300.")
+    ] = None,
+    events: Annotated[
+        Path | None, typer.Option(help="Append what happens to this file, as JSON lines.")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Folder for a file that TensorBoard shows.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a workflow: compute what is stale, nothing else.
 
     Further flags are the workflow's own settings: stillroom run digits --epochs 20.
+    Ctrl-C once finishes what is in hand, twice stops at once; run again to go on.
     """
-    from stillroom.workflows.running import run_workflow
+    from stillroom.workflows.pools import pool_settings, workers_of
+    from stillroom.workflows.running import InterruptedRunError, Running, run_workflow
 
-    run_workflow(flow, context.args, out, workers, address, as_json)
+    pool = pool_settings(resource or (), cpus, gpus, worker_wait)
+    how = Running(out, workers_of(workers), address, as_json, events, tensorboard, pool)
+    try:
+        run_workflow(flow, context.args, how)
+    except InterruptedRunError as end:
+        print(end, file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from end
 
 
 @app.command(context_settings=_FLOW)
@@ -216,7 +250,7 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except Exception as error:
         from stillroom.pipeline.execute import WorkflowError
-        from stillroom.pipeline.ray_runner import RunnerError
+        from stillroom.pipeline.runner import RunnerError
         from stillroom.storage.errors import StillroomError
         from stillroom.workflows.flows import SettingsError
 

@@ -9,6 +9,7 @@ from typing import Any
 from stillroom.stages import recipes
 from stillroom.storage.books import FOLDER as BOOKS
 from stillroom.storage.cache import Cache
+from stillroom.storage.derived import record_of, record_places
 from stillroom.storage.errors import StillroomError
 from stillroom.storage.files import children, read_json, size_of
 from stillroom.storage.identity import differences
@@ -39,6 +40,7 @@ def describe_cache(path: str | Place) -> dict[str, Any]:
             for s in snapshots
         ],
         "teachers": _teachers(segments, snapshots),
+        "derived": _derived(cache),
         "segments": [
             {
                 "name": s.path.name,
@@ -95,6 +97,34 @@ def _teachers(segments: Sequence[Segment], snapshots: Sequence[Snapshot]) -> lis
             )
         teachers.append({"name": name, "identities": described})
     return teachers
+
+
+def _derived(cache: Cache) -> list[dict[str, Any]]:
+    """Every result that was computed over the whole cache, oldest first."""
+    found: list[dict[str, Any]] = []
+    for place in record_places(cache.path):
+        try:
+            record = record_of(place, cache.path)
+            arrays = {
+                n: f"{a.dtype}[{','.join(map(str, a.shape))}]" for n, a in record.load().items()
+            }
+        except StillroomError as error:
+            found.append({"record": place.name, "damaged": str(error)})
+            continue
+        found.append(
+            {
+                "record": place.name,
+                "name": record.name,
+                "digest": record.digest,
+                "snapshot": record.snapshot,
+                "rows": record.reads["rows"]["count"],
+                "why": record.why,
+                "arrays": arrays,
+                "book": record.book,
+                "identity": dict(record.identity),
+            }
+        )
+    return found
 
 
 def _made_at(place: Place) -> int | None:

@@ -7,15 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from stillroom.pipeline.events import WorkerLost, WorkersAwaited
 from stillroom.pipeline.execute import StepFinished, StepStarted
 from stillroom.stages.events import (
     BooksMade,
+    RowsAwaited,
+    RowsSkipped,
     RowsTaught,
+    SnapshotTaken,
     StudentTrained,
     TeachFinished,
     TeachStarted,
     TrainStarted,
 )
+from stillroom.stages.listeners.tally import Pace, Tally
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,15 +37,16 @@ class Progress:
     started: float = field(default_factory=time.perf_counter)
     computed: list[str] = field(default_factory=list)
     """What was computed in this run, in words; empty when all was fresh."""
+    tally: Tally = field(default_factory=lambda: Tally((WorkerLost,)))
     _total: int = 0
     _done: int = 0
-    _bytes: int = 0
     _since: float = 0.0
     _said: float = 0.0
     _status: Any = None
 
     def __call__(self, event: Any) -> None:
         """Take one event; unknown ones are ignored."""
+        self.tally.take(event, time.perf_counter())
         for kind, say in self._says().items():
             if isinstance(event, kind):
                 say(event)
@@ -52,7 +58,12 @@ class Progress:
             TeachStarted: self._teach_started,
             BooksMade: self._books_made,
             RowsTaught: self._rows_taught,
+            RowsSkipped: self._rows_skipped,
+            SnapshotTaken: self._snapshot_taken,
+            WorkerLost: self._worker_lost,
+            WorkersAwaited: self._workers_awaited,
             TeachFinished: self._teach_finished,
+            RowsAwaited: self._rows_awaited,
             TrainStarted: self._train_started,
             StudentTrained: self._student_trained,
         }
@@ -81,7 +92,7 @@ class Progress:
             self.close()
 
     def _begin(self, total: int) -> None:
-        self._total, self._done, self._bytes = total, 0, 0
+        self._total, self._done = total, 0
         self._since = self._said = time.perf_counter()
 
     def _left(self) -> str:
@@ -110,14 +121,25 @@ class Progress:
         self._line(f"  {event.teacher}: constants of {names} made{asked} in {event.seconds:.1f} s")
 
     def _rows_taught(self, event: RowsTaught) -> None:
-        self._done += event.rows
-        self._bytes += event.bytes
-        rate = self._done / max(time.perf_counter() - self._since, 1e-9)
-        self._moving(
-            f"{event.teacher}: {self._done:,} of {self._total:,} rows, {rate:,.0f} rows/s, "
-            f"{self._bytes:,} bytes, {self._left()}",
-            last=self._done >= self._total,
+        paces = self.tally.paces
+        last = all(pace.done >= pace.rows for pace in paces.values())
+        self._moving(pace_words(paces[event.teacher]), last=last)
+
+    def _snapshot_taken(self, event: SnapshotTaken) -> None:
+        self._line(
+            f"  snapshot {event.snapshot} serves {event.rows:,} of {event.asked:,} rows of {event.teacher}"
         )
+
+    def _rows_skipped(self, event: RowsSkipped) -> None:
+        first = "; ".join(f"{key}: {why}" for key, why in list(event.reasons.items())[:3])
+        more = f"; and {event.rows - 3:,} more" if event.rows > 3 else ""
+        self._line(f"  {event.rows:,} broken records are skipped: {first}{more}")
+
+    def _worker_lost(self, event: WorkerLost) -> None:
+        self._line(f"  a worker died at {event.item} and another one tries it: {event.reason}")
+
+    def _workers_awaited(self, event: WorkersAwaited) -> None:
+        self._line(f"  no worker for {event.seconds:.0f} s: {event.why}")
 
     def _teach_finished(self, event: TeachFinished) -> None:
         self.close()
@@ -131,6 +153,12 @@ class Progress:
         if event.students:
             self._line(f"  {event.students} trainings to do, {event.fresh} as recorded")
 
+    def _rows_awaited(self, event: RowsAwaited) -> None:
+        self._line(
+            f"  split {event.split}: {event.rows:,} of {event.asked:,} rows are taught so far (snapshot "
+            f"{event.snapshot}); students train on those"
+        )
+
     def _student_trained(self, event: StudentTrained) -> None:
         self._done += 1
         found = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
@@ -142,3 +170,21 @@ class Progress:
             self._moving(f"{count} trained, {self._left()}", last=False)
         else:
             self.close()
+
+
+def pace_words(pace: Pace) -> str:
+    """One teacher's pace as a person reads it.
+
+    >>> pace_words(Pace("cnn", 5000, 0, 1250, 90_000, 5.0, 9.0, frozenset({"a", "b"})))
+    'cnn: 1,250 of 5,000 rows, 250 rows/s, 18,000 bytes/s, 90% busy, 15 s left'
+    """
+    left, busy = pace.seconds_left, pace.busy
+    said = [
+        f"{pace.teacher}: {pace.done:,} of {pace.rows:,} rows",
+        f"{pace.rows_per_second:,.0f} rows/s",
+        f"{pace.bytes_per_second:,.0f} bytes/s",
+        *([f"{busy:.0%} busy"] if busy is not None else []),
+        *([f"{pace.halved:,} batches halved"] if pace.halved else []),
+        *([f"{left:.0f} s left"] if left is not None else []),
+    ]
+    return ", ".join(said)

@@ -4,28 +4,54 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from stillroom.pipeline.events import WorkerLost
 from stillroom.pipeline.execute import StepPlan, execute
 from stillroom.pipeline.execute import plan as plan_steps
 from stillroom.pipeline.ray_runner import RayRunner
 from stillroom.pipeline.runner import LocalRunner
 from stillroom.pipeline.step import Result, Run
+from stillroom.pipeline.stopping import Stopped, stopping
+from stillroom.stages.listeners.all_of import all_of
+from stillroom.stages.listeners.json_lines import JsonLines
+from stillroom.stages.listeners.tensor_board import TensorBoard
 from stillroom.workflows.flows import find_workflow, parse_settings
 
+if TYPE_CHECKING:
+    from stillroom.workflows.progress import Progress
 
-def run_workflow(
-    flow: str,
-    arguments: list[str],
-    out: Path | None,
-    workers: int | None,
-    address: str | None,
-    as_json: bool,
-) -> None:
-    """Run a workflow and print its progress, then its table (or one JSON object)."""
+
+@dataclass(frozen=True)
+class Running:
+    """How `run` runs a workflow; nothing of it changes what is computed."""
+
+    out: Path | None = None
+    workers: int | tuple[int, int] | None = None
+    address: str | None = None
+    as_json: bool = False
+    events: Path | None = None
+    """File that events are appended to, as JSON lines."""
+    tensorboard: Path | None = None
+    """Folder for TensorBoard's file."""
+    pool: Mapping[str, Any] = field(default_factory=dict)
+    """What else the RayRunner is told of its workers, by its fields."""
+
+
+class InterruptedRunError(Exception):
+    """The run was ended by the user; the message says what is stored and how to go on."""
+
+
+def run_workflow(flow: str, arguments: list[str], how: Running) -> None:
+    """Run a workflow and print its progress, then its table (or one JSON object).
+
+    One Ctrl-C or SIGTERM finishes what is in hand, a second one ends it at once; either way it raises
+    InterruptedRunError.
+    """
     from rich.console import Console
 
     from stillroom.workflows.progress import Progress
@@ -33,20 +59,20 @@ def run_workflow(
     started = time.perf_counter()
     workflow = find_workflow(flow)
     steps = workflow(**parse_settings(workflow, arguments))
-    folder = out or default_folder(flow)
-    console = Console(stderr=as_json, quiet=as_json)
-    progress = Progress(console)
-    ray = RayRunner(workers=workers, address=address)
-    try:
-        if workers == 0:
-            results = execute(steps, Run(folder, LocalRunner(), progress))
-        else:
-            with ray:
-                results = execute(steps, Run(folder, ray, progress))
-    finally:
-        progress.close()
+    folder = how.out or default_folder(flow)
+    progress = Progress(Console(stderr=how.as_json, quiet=how.as_json))
+    with ExitStack() as ends, stopping() as stop:
+        ends.callback(progress.close)
+        listen = _listeners(progress, how, ends)
+        given = {"workers": how.workers, "address": how.address, **how.pool}
+        ray = RayRunner(**given, stop=stop, listen=listen)
+        runner = LocalRunner(stop) if how.workers == 0 else ends.enter_context(ray)
+        try:
+            results = execute(steps, Run(folder, runner, listen, stop=stop))
+        except KeyboardInterrupt as end:
+            raise InterruptedRunError(_stored(progress, isinstance(end, Stopped))) from end
     seconds = time.perf_counter() - started
-    if as_json:
+    if how.as_json:
         said = {"folder": str(folder), "computed": progress.computed, "seconds": seconds}
         print(json.dumps({**said, "results": results}, indent=2))
         return
@@ -58,6 +84,31 @@ def run_workflow(
         print(f"nothing to do: everything is fresh, no teacher was loaded ({seconds:.1f} s)")
     for name in _named(results, "report"):
         print(f"report: {folder / name}")
+
+
+def _listeners(progress: Progress, how: Running, ends: ExitStack) -> Callable[[Any], None]:
+    """The progress that people see, and the files that were asked for."""
+    found: list[Callable[[Any], None]] = [progress]
+    if how.events is not None:
+        lines = JsonLines(how.events)
+        ends.callback(lines.close)
+        found.append(lines)
+    if how.tensorboard is not None:
+        board = TensorBoard(how.tensorboard, retried=(WorkerLost,))
+        ends.callback(board.close)
+        found.append(board)
+    return all_of(*found)
+
+
+def _stored(progress: Progress, in_hand_finished: bool) -> str:
+    """What a user who interrupted wants to know."""
+    least = "" if in_hand_finished else "at least "
+    said = [
+        f"{least}{pace.stored:,} of {pace.resumed + pace.rows:,} rows of {pace.teacher} are stored"
+        for pace in progress.tally.unfinished
+    ]
+    kept = "; ".join(said) or "what was finished is kept"
+    return f"interrupted: {kept}. Run the same command again to go on"
 
 
 def _named(results: Mapping[str, Result], key: str) -> list[str]:

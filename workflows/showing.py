@@ -58,6 +58,9 @@ def print_cache(described: Mapping[str, Any], teacher: str | None = None) -> Non
     for draft in described["unfinished"]:
         done = f"{draft['shards_finished']:,} of {draft['shards']:,} shards"
         console.print(f"{draft['name']}: not finished, {done}; teach again to go on")
+    if described.get("derived"):
+        console.print()
+        console.print(_derived(described["derived"]))
     console.print()
     if len(described["snapshots"]) > _SNAPSHOTS:
         older = len(described["snapshots"]) - _SNAPSHOTS
@@ -133,6 +136,22 @@ def _signals(teacher: str, digest: str, segments: Sequence[Mapping[str, Any]]) -
         row = [name, f"{kind}[{shape}]", newest["encoding"], newest["source"] or "output"]
         row += [f"{size / max(rows, 1):,.1f}", amount(size)]
         table.add_row(*map(_plain, row), ", ".join(f"{k} {v:.2g}" for k, v in errors.items()))
+    return table
+
+
+def _derived(results: Sequence[Mapping[str, Any]]) -> Table:
+    """What was computed over the whole cache, and from what."""
+    table = _table("derived", "from", "rows", "arrays", "why")
+    for one in results:
+        if "damaged" in one:
+            table.add_row(*map(_plain, (one["record"], "", "", "damaged", one["damaged"])))
+            continue
+        reads = one["identity"]["reads"]
+        names = [s["name"] for s in reads["signals"].values()]
+        names += [c.get("column", c.get("name")) for c in reads["columns"].values()]
+        arrays = ", ".join(f"{n} {a}" for n, a in one["arrays"].items())
+        row = (one["name"], ", ".join(names), whole(one["rows"]), arrays, one["why"])
+        table.add_row(*map(_plain, row))
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from stillroom.stages.care.audit_logits import judged, sparse
 from stillroom.stages.data.rows import Rows
-from stillroom.stages.shard_work import as_values
 from stillroom.stages.teachers.teacher import Answer, Teacher
+from stillroom.stages.worker.asking import Asking
+from stillroom.stages.worker.live import difference, live, magnitude
 from stillroom.storage.encodings.head import Head
 from stillroom.storage.encodings.product import Product
 from stillroom.storage.errors import SignalError, StillroomError
@@ -92,9 +93,9 @@ class AuditWorker:
         places = np.concatenate([task.places for task in tasks])
         unique, back = np.unique(places, return_inverse=True)
         lives = [
-            self._live(self._answer, unique, [self._work.batch_size]),
-            self._live(self._other, unique[::-1], _UNEVEN, reverse=True),
-            self._live(self._answer, unique, [3]),
+            live(self._asking(self._answer), unique),
+            live(self._asking(self._other), unique, _UNEVEN * len(unique), reverse=True),
+            live(self._asking(self._answer), unique, [3]),
         ]
         found: list[RowVerdict] = []
         losses: dict[str, dict[str, float]] = {}
@@ -110,20 +111,8 @@ class AuditWorker:
                 known |= {k: max(v, known.get(k, 0.0)) for k, v in loss.items()}
         return found, losses
 
-    def _live(
-        self, answer: Answer, places: NDArray[np.int64], sizes: Sequence[int], reverse: bool = False
-    ) -> dict[str, list[Any]]:
-        """The rows of every signal, in the rising order of the places."""
-        found: dict[str, list[Any]] = {}
-        start = turn = 0
-        while start < len(places):
-            some = places[start : start + sizes[turn % len(sizes)]]
-            start, turn = start + len(some), turn + 1
-            for name, given in answer(
-                self._work.rows.read(some, self._work.teacher.inputs)
-            ).items():
-                found.setdefault(name, []).extend(as_values(given))
-        return {name: rows[::-1] for name, rows in found.items()} if reverse else found
+    def _asking(self, answer: Answer) -> Asking:
+        return Asking(self._work.teacher, answer, self._work.rows, self._work.batch_size)
 
     def _compared(
         self, task: AuditTask, name: str, lives: list[list[Any]]
@@ -206,8 +195,8 @@ def _row(
     if arrays[0].shape[1:] != signal.inner_shape or arrays[0].dtype != signal.value_dtype:
         why = f"the teacher now gives {arrays[0].dtype} of row shape {arrays[0].shape[1:]}"
         return (np.inf, 0.0, 0.0, 0.0, why), {}
-    band = max(_difference(a, b) for a in arrays for b in arrays)
-    scale = _largest(arrays[0])
+    band = max(difference(a, b) for a in arrays for b in arrays)
+    scale = magnitude(arrays[0])
     # Of a head the hidden states are judged, which are what is stored.
     coding = signal.coding.states if isinstance(signal.coding, Head) else signal.coding
     try:
@@ -230,9 +219,9 @@ def _row(
         mine = coding.decode(stored, signal.inner_shape)
     except StillroomError as error:
         return (np.inf, 0.0, scale, band, str(error)), loss
-    deviation = min(_difference(mine, theirs) for theirs in decoded)
+    deviation = min(difference(mine, theirs) for theirs in decoded)
     # A value beside a rounding border falls to either side of it: once this far, once that far.
-    rounding = 2 * max(_difference(a, d) for a, d in zip(arrays, decoded, strict=True))
+    rounding = 2 * max(difference(a, d) for a, d in zip(arrays, decoded, strict=True))
     return (deviation, rounding, scale, band, "" if np.isfinite(deviation) else "NaN"), loss
 
 
@@ -240,25 +229,3 @@ def _identical(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
     return all(
         one[n].shape == other[n].shape and one[n].tobytes() == other[n].tobytes() for n in other
     )
-
-
-def _fields(array: Array) -> Iterator[Array]:
-    """The numbers of an array, field by field for a record, as float64."""
-    for name in array.dtype.names or (None,):
-        yield (array if name is None else array[name]).astype(np.float64)
-
-
-def _difference(one: Array, other: Array) -> float:
-    """Largest absolute difference; infinite for NaN and for other lengths."""
-    if one.shape != other.shape:
-        return float("inf")
-    largest = 0.0
-    for a, b in zip(_fields(one), _fields(other), strict=True):
-        with np.errstate(invalid="ignore"):
-            gap = np.where(a == b, 0.0, np.abs(a - b))
-        largest = max(largest, float(np.where(np.isnan(gap), np.inf, gap).max(initial=0.0)))
-    return largest
-
-
-def _largest(array: Array) -> float:
-    return max(float(np.abs(a[np.isfinite(a)]).max(initial=0.0)) for a in _fields(array))

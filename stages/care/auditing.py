@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from stillroom.stages.care.audit_work import AuditTask, AuditWork, RowVerdict
 from stillroom.stages.data.rows import Rows
 from stillroom.stages.events import Listen, RowsAudited, ignore
+from stillroom.stages.mapper import Mapper
 from stillroom.stages.plans.teach_plan import TeachState
 from stillroom.stages.teachers.teacher import Teacher
-from stillroom.stages.teaching import Mapper
+from stillroom.stages.worker.live import SLACK
 from stillroom.storage.cache import Cache
 from stillroom.storage.care.problems import Problem
 from stillroom.storage.errors import UnknownRowError
@@ -31,8 +32,6 @@ from stillroom.storage.snapshot import Snapshot
 _BANDS = 4.0
 """How many times the largest live-against-live difference still counts as equal: it is the largest of
 a few rows, not of all."""
-_SLACK = 64 * float(np.finfo(np.float32).eps)
-"""Of a row's largest value: float32 sums in another order, where no live difference was seen."""
 _TOGETHER = 16
 """Shards whose rows are answered in common batches."""
 
@@ -150,7 +149,7 @@ def _judged(found: list[RowVerdict], band: Mapping[str, float]) -> Iterator[Shar
         grouped.setdefault((verdict.segment, verdict.shard, verdict.signal), []).append(verdict)
     for (segment, shard, signal), rows in sorted(grouped.items()):
         wide = _BANDS * band[signal]
-        allowed = [wide + row.rounding + _SLACK * row.scale for row in rows]
+        allowed = [wide + row.rounding + SLACK * row.scale for row in rows]
         excess = [row.deviation - limit for row, limit in zip(rows, allowed, strict=True)]
         worst = int(np.argmax(excess))
         wrong = sum(e > 0 for e in excess)

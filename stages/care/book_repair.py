@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from stillroom.stages.book_work import BookDone, BookTask, BookWork
 from stillroom.stages.data.rows import Int64s
+from stillroom.stages.mapper import Mapper
 from stillroom.stages.plans.teach_plan import TeachState
-from stillroom.stages.teaching import Mapper
+from stillroom.stages.worker.book_work import BookDone, BookTask, BookWork
 from stillroom.storage.encodings.encoding import encoding
 from stillroom.storage.encodings.head import Head
 from stillroom.storage.errors import GARBLED, StillroomError

@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from stillroom.stages.answering import Answering, answer_missing
 from stillroom.stages.care.book_repair import holders, remade
+from stillroom.stages.care.derived_repair import parted_derived
 from stillroom.stages.data.rows import Rows
 from stillroom.stages.events import Event, Listen, RowsTaught, ignore
+from stillroom.stages.mapper import Mapper
 from stillroom.stages.plans.teach_plan import TeachState
-from stillroom.stages.shard_work import ShardTask, ShardWork
 from stillroom.stages.teachers.teacher import Teacher
-from stillroom.stages.teaching import Mapper, answer_missing
+from stillroom.stages.worker.shard_work import ShardTask, ShardWork
 from stillroom.storage.books import FOLDER as BOOKS
 from stillroom.storage.books import book_of
 from stillroom.storage.cache import QUARANTINE, Cache
@@ -119,6 +121,9 @@ class _Repair:
         if any(p.path == "cache.json" for p in mine):
             restore_marker(cache.path)
             self.put_back.append("cache.json")
+        derived, mine = parted_derived(self.state, mine)
+        for path in derived:
+            self._put_aside(path)
         for path in sorted({p.path for p in mine if p.path.startswith(f"{BOOKS}/")}):
             self._book(path, [p for p in mine if p.path == path])
         for name in sorted({p.segment for p in mine if p.segment is not None}):
@@ -262,8 +267,11 @@ class _Repair:
                 self._refuse([p for p in left if p.shard == shard.index], gone)
                 self.partly.setdefault(mending.folder.name, set()).add(shard.index)
             else:
-                tasks.append(ShardTask(shard, places))
-        size = self.batch_size or (_noted(mending.folder, shards[0]) if shards else 0) or 256
+                sizes = (
+                    (self.batch_size,) if self.batch_size else _noted(mending.folder, shard.index)
+                )
+                tasks.append(ShardTask(shard, places, sizes=sizes))
+        size = max((task.sizes[0] for task in tasks if task.sizes), default=256)
         build = ShardWork(
             *(self.state.teacher, self.state.rows, draft.path, size, self.state.cache.path)
         )
@@ -309,10 +317,8 @@ class _Repair:
             segments = [s.without(self.partly.get(s.path.name, ())) for s in cache.segments()]
             if broken or self.partly or lost:
                 why, work = "repaired", self.state.begun(self.state.work(segments))
-                answer_missing(
-                    *(self.state, work, segments, self.lease, self.runner, self.batch_size or 256),
-                    *(self.shard_rows, why, self._heard),
-                )
+                how = Answering(self.runner, self.batch_size or 256, self.shard_rows, why)
+                answer_missing(self.state, work, segments, self.lease, how, self._heard)
             if served := self.state.served(segments, before):
                 number = cache.commit(lambda: served, "repaired").number
         for old in broken:
@@ -362,12 +368,13 @@ class _Repair:
         return any(self._is_mine(name) for name in lost)
 
 
-def _noted(folder: Place, shard: int) -> int:
-    """The batch size that the shard was made with; 0 where that was not noted."""
+def _noted(folder: Place, shard: int) -> tuple[int, ...]:
+    """The sizes of the batches that the shard was made of; empty where they were not noted."""
     try:
-        return max(int(read_json(folder / "made" / f"{shard:05d}.json")["batch_size"]), 0)
+        noted = read_json(folder / "made" / f"{shard:05d}.json")
+        return tuple(max(int(n), 1) for n in noted.get("sizes") or [noted["batch_size"]])
     except (StillroomError, *GARBLED):
-        return 0
+        return ()
 
 
 def _require_inside(problem: Problem) -> None:

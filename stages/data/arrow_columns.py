@@ -37,6 +37,34 @@ def from_arrow(name: str, column: pa.Array | pa.ChunkedArray, of: str = "") -> S
     return _converted(who, column, len(column))
 
 
+def to_arrow(name: str, column: Any) -> pa.Array:
+    """(n, ...) numbers as numbers or nested lists of one length, texts and bytes as large ones: what
+    `from_arrow` makes the same column of.
+
+    RowsError for what it could not, such as an axis of length 0.
+    """
+    if isinstance(column, list):
+        kind = pa.large_binary() if column and isinstance(column[0], bytes) else pa.large_string()
+        try:
+            return pa.array(column, kind)
+        except (pa.ArrowException, UnicodeEncodeError) as error:
+            raise RowsError(f"column {name!r} is no column of texts: {error}") from error
+    array = np.ascontiguousarray(column, column.dtype.newbyteorder("="))
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8 or 0 in array.shape[1:]:
+        raise RowsError(
+            f"column {name!r} is {array.dtype} of shape {array.shape[1:]} a row; Arrow holds numbers of "
+            "up to 64 bits, and no axis of length 0"
+        )
+    flat = array.reshape(-1)
+    # Made of a buffer: pa.array(an ndarray) would import pandas, which takes longer than all the rest.
+    held = np.packbits(flat, bitorder="little") if array.dtype == bool else flat
+    kind = pa.from_numpy_dtype(array.dtype)
+    made = pa.Array.from_buffers(kind, len(flat), [None, pa.py_buffer(held)])
+    for size in reversed(array.shape[1:]):
+        made = pa.FixedSizeListArray.from_arrays(made, size)
+    return made
+
+
 def _converted(who: str, array: Any, rows: int) -> Stored:
     _require_all(who, array)
     kind = array.type

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,17 @@ class OpenFile:
     """A column of a part; raises what Arrow raises."""
     statistics: Callable[[Sequence[str]], Any]
     """What the file says about columns without being read, as JSON; None when it says nothing."""
+    lost: Mapping[str, str] = field(default_factory=dict)
+    """By place: what in the file is no row, where that is passed over, and why."""
 
 
-def open_file(path: Path) -> OpenFile:
-    """Open by suffix; RowsError when it is no such file."""
+def open_file(path: Path, *, skip: bool = False) -> OpenFile:
+    """Open by suffix; RowsError when it is no such file.
+
+    `skip`: lines of a CSV that have another number of fields than its head are passed over.
+    """
     try:
-        opened = _OPENERS[path.suffix](path)
+        opened = _csv(path, skip) if path.suffix == ".csv" else _OPENERS[path.suffix](path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise RowsError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     if doubled := sorted({name for name in opened.names if opened.names.count(name) > 1}):
@@ -93,18 +98,32 @@ def _ipc(path: Path) -> OpenFile:
     return OpenFile(names, counts, "record batch", read, lambda columns: None)
 
 
-def _csv(path: Path) -> OpenFile:
+def _csv(path: Path, skip: bool = False) -> OpenFile:
     import pyarrow.csv as csv
 
-    first = csv.read_csv(path)
+    lost: dict[str, str] = {}
+
+    def odd(line: Any) -> str:
+        if skip:
+            found = f"{line.actual_columns} fields where {line.expected_columns} are expected"
+            lost[f"{path}, line {line.number:,}"] = f"{found}: {line.text[:80]!r}"
+        return "skip" if skip else "error"
+
+    # Only one thread can tell the numbers of lines.
+    how = {
+        "read_options": csv.ReadOptions(use_threads=not skip),
+        "parse_options": csv.ParseOptions(invalid_row_handler=odd),
+    }
+    first = csv.read_csv(path, **how)
     # A column of nothing but empty fields is one of empty texts, as it is beside others.
     types = {f.name: pa.string() if pa.types.is_null(f.type) else f.type for f in first.schema}
 
     def read(part: int, name: str) -> pa.ChunkedArray:
         options = csv.ConvertOptions(include_columns=[name], column_types={name: types[name]})
-        return csv.read_csv(path, convert_options=options).column(name)
+        return csv.read_csv(path, convert_options=options, **how).column(name)
 
-    return OpenFile(tuple(first.schema.names), (len(first),), "part", read, lambda columns: None)
+    names, rows = tuple(first.schema.names), (len(first),)
+    return OpenFile(names, rows, "part", read, lambda columns: None, dict(lost))
 
 
 _OPENERS: dict[str, Callable[[Path], OpenFile]] = {

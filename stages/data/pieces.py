@@ -95,6 +95,27 @@ class Pieces:
             found[at] = hash_rows(some)
         return found
 
+    def broken(self, columns: Sequence[str]) -> dict[int, str]:
+        """By position: why a row cannot be read, which is why its piece cannot."""
+
+        def wrong(piece: int) -> str:
+            try:
+                for name in columns:
+                    self._decode(piece, name)
+            except RowsError as error:
+                return str(error)
+            return ""
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            reasons = list(pool.map(wrong, range(len(self._starts) - 1)))
+        starts = self._starts.tolist()
+        return {
+            position: why
+            for piece, why in enumerate(reasons)
+            if why
+            for position in range(starts[piece], starts[piece + 1])
+        }
+
     def _grouped(self, positions: Int64s) -> list[tuple[int, Int64s, Int64s]]:
         """(piece, places among `positions`, places in the piece) of every piece that is touched."""
         piece = self.piece_of(positions)

@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 MARGIN = 0.05
 """Of what is to be written; kept free besides, because a plan is within this of what is written."""
+AGAIN = 0.3
+"""How far the seconds of one run lie from those of the next on one machine, whatever batches say: the
+interval of a plan's seconds is never narrower (`benchmarks/run.py planning` counts how often it holds)."""
 BLOCK_BYTES = 4096
 """File systems give out whole blocks, so that a file wastes half of one on average."""
 _T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -57,6 +60,12 @@ class Interval:
             return Interval(value, None, None)
         half = sqrt(self.half**2 + other.half**2)
         return Interval(value, max(value - half, 0.0), value + half)
+
+    def widened(self, share: float) -> Interval:
+        """With ends that lie at least this share of the value away; none stay none."""
+        if self.half is None or self.half >= share * self.value:
+            return self
+        return Interval(self.value, (1 - share) * self.value, (1 + share) * self.value)
 
     def to_json(self) -> dict[str, float | None]:
         """Plain JSON."""
@@ -213,9 +222,9 @@ class Estimate:
     """How many files those bytes are."""
     room: Room | None
     seconds: Interval | None
-    """From start to end, with loading the teacher where that was measured, without starting Ray and
-    without fitting books. The interval is that of the groups which were timed: it knows neither
-    what else the machine will do nor what a run costs besides its rows. None: not known."""
+    """From start to end, with loading the teacher where that was measured and what a run costs
+    besides its rows, without starting Ray and without fitting books. The interval is that of the
+    groups which were timed, and at least `AGAIN` wide on either side. None: not known."""
     row_seconds: float | None
     """Of one row inside the teacher, in one worker."""
     load_seconds: float | None

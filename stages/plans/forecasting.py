@@ -92,16 +92,23 @@ def estimate(
     )
 
 
-def require_room(state: TeachState, settled: Settled, why: str, shard_rows: int) -> None:
-    """StoreFullError when what is to be taught clearly does not fit, as far as that is known."""
+def require_room(
+    state: TeachState, settled: Settled, why: str, shard_rows: int, taken: int = 0
+) -> int:
+    """StoreFullError when what is to be taught clearly does not fit, as far as that is known.
+
+    `taken`: bytes that other teachers of the same run will write. Returns those of this one.
+    """
     path = state.cache.path
     if not settled.work or not isinstance(path, Path):
-        return
+        return 0
     if (evidence := evidence_of(state, settled)) is None:
-        return
+        return 0
     outlines = [_outline(state, work, why, shard_rows) for work in settled.work]
     size, files = _size(outlines, evidence, _books(state, settled, evidence))
-    _refuse(room(size, files, free_bytes(path)), path, state.teacher.name, evidence.source)
+    found = room(size, files, free_bytes(path) - taken)
+    _refuse(found, path, state.teacher.name, evidence.source)
+    return found.need
 
 
 def require_room_left(draft: Draft) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from stillroom.stages.data.rows import Int64s, Rows
-from stillroom.stages.plans.estimating import Interval
+from stillroom.stages.mapper import Mapper
+from stillroom.stages.plans.constant import constant_seconds
+from stillroom.stages.plans.estimating import AGAIN, Interval
 from stillroom.stages.plans.forecasting import Terms, asked_of, estimate, evidence_of
 from stillroom.stages.plans.probing import Probe
 from stillroom.stages.plans.probing import probe as take_probe
 from stillroom.stages.plans.teach_plan import TeachPlan, TeachState, Work
 from stillroom.stages.teachers.teacher import Teacher
-from stillroom.stages.teaching import Mapper
 from stillroom.storage.cache import Cache
 from stillroom.storage.place import Place, place_of
 
@@ -92,8 +93,9 @@ def _plan(
     found = estimate(state, settled, plan.why, place, evidence, terms)
     if found.seconds is not None:
         # Teaching hashes, compares, describes and looks up the same rows before and after it computes.
-        around = Interval.exact(time.perf_counter() - started - probing)
-        found = replace(found, seconds=found.seconds + around)
+        around = time.perf_counter() - started - probing + constant_seconds()
+        seconds = (found.seconds + Interval.exact(around)).widened(AGAIN)
+        found = replace(found, seconds=seconds)
     return replace(plan, estimate=found)
 
 

@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillroom.stages.book_work import BookWork, LoadedOnce, passing_books, spread
 from stillroom.stages.data.rows import Batch, Rows
+from stillroom.stages.mapper import Mapper
 from stillroom.stages.plans.estimating import total
 from stillroom.stages.plans.evidence import PROBE, Evidence
-from stillroom.stages.shard_work import ShardTask, ShardWork
 from stillroom.stages.teachers.teacher import Answer, Teacher
-from stillroom.stages.teaching import Mapper
+from stillroom.stages.worker.book_work import BookWork, LoadedOnce, passing_books, spread
+from stillroom.stages.worker.shard_work import ShardTask, ShardWork
 from stillroom.storage.books import book_place
 from stillroom.storage.draft import Draft
 from stillroom.storage.errors import RowsError
@@ -198,7 +198,11 @@ class _Loaded:
     def load(self) -> Answer:
         def timed(batch: Batch) -> Mapping[str, Any]:
             started = time.perf_counter()
-            answered = self.answer(batch)
+            try:
+                answered = self.answer(batch)
+            except Exception:
+                self.clock.reading.pop()  # one that did not fit into memory is read again in halves
+                raise
             rows = len(next(iter(batch.values())))
             self.clock.answers.append((rows, time.perf_counter() - started))
             return answered

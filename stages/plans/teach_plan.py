@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stillroom.stages.data.rows import Rows, require_columns
 from stillroom.stages.plans.estimating import Estimate
+from stillroom.stages.teachers.routed import require_routes
 from stillroom.stages.teachers.teacher import Teacher
 from stillroom.stages.views.teacher import require_views
 from stillroom.storage.cache import Cache
@@ -102,10 +103,17 @@ class Settled:
 class TeachState:
     """A teacher, a data set and a cache, compared."""
 
-    def __init__(self, cache: Cache, rows: Rows, teacher: Teacher) -> None:
-        """RowsError when the data set lacks a column that the teacher reads."""
+    def __init__(
+        self, cache: Cache, rows: Rows, teacher: Teacher, segment_rows: int | None = None
+    ) -> None:
+        """RowsError when the data set lacks a column that the teacher reads.
+
+        With `segment_rows` work is cut into pieces of so many rows, each for a segment of its own.
+        """
+        require_routes(rows, teacher)
         require_columns(rows, teacher.inputs, f"teacher {teacher.name!r}")
         self.cache, self.rows, self.teacher = cache, rows, teacher
+        self.segment_rows = segment_rows
         self.asked = dict(teacher.asks())
         if not self.asked:
             raise SignalError(f"teacher {teacher.name!r} gives no signals; name at least one")
@@ -152,7 +160,7 @@ class TeachState:
         return {n: self.own.slots(segments, self.digest, n, a) for n, a in self.asked.items()}
 
     def work(self, segments: Sequence[Stored]) -> list[Work]:
-        """Rows to compute, grouped by the signals that they lack."""
+        """Rows to compute, grouped by the signals that they lack, each group in its pieces."""
         missing = {name: slots.missing for name, slots in self.slots(segments).items()}
         # A number for each row whose bits are the signals that it lacks.
         pattern = np.zeros(len(self.rows), np.int64)
@@ -161,9 +169,11 @@ class TeachState:
         found = []
         for kind in np.flatnonzero(np.bincount(pattern, minlength=1)).tolist():
             names = [name for bit, name in enumerate(missing) if kind >> bit & 1]
-            if names:
-                places = np.flatnonzero(pattern == kind)
-                found.append(Work({name: self.asked[name] for name in names}, places))
+            places = np.flatnonzero(pattern == kind) if names else pattern[:0]
+            step = self.segment_rows or max(len(places), 1)
+            for start in range(0, len(places), step):
+                asked = {name: self.asked[name] for name in names}
+                found.append(Work(asked, places[start : start + step]))
         return found
 
     def continues(self, draft: Draft, work: Work) -> bool:

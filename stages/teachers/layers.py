@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from stillroom.storage.errors import UnknownSignalError, nearest
+from stillroom.stages.teachers.attention import AttentionTaps
+from stillroom.stages.teachers.places import INPUT, Spot
+from stillroom.storage.errors import SignalError, UnknownSignalError, nearest
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-INPUT = "input"
-"""Behind a module's name: not what it gives but what it is given."""
 
 
 class LayerTaps:
@@ -21,27 +20,76 @@ class LayerTaps:
     A place is a module's name as torch spells it ("" is the whole module), with `:key` behind it
     where the output is a dict, a tuple or an object with attributes. `name:input` is what the module
     is given, its first argument: `lm_head:input` is the hidden state behind the last norm, whatever
-    the architecture calls that.
+    the architecture calls that. `attention(name)`, `query(name)`, `key(name)`, `value(name)` are read
+    from inside an attention module (`attention.py`). A module that runs several times in a pass is
+    read the last time.
     """
 
-    def __init__(self, module: nn.Module, places: Mapping[str, str], owner: str) -> None:
-        """UnknownSignalError names a module that is not there and the nearest."""
+    def __init__(
+        self,
+        module: nn.Module,
+        places: Mapping[str, str],
+        owner: str,
+        compiled: Callable[[nn.Module], Callable[..., Any]] | None = None,
+    ) -> None:
+        """UnknownSignalError names a module that is not there and the nearest.
+
+        `compiled` makes what is called in the module's place. Then hooks stay, as they are part of what
+        is compiled.
+        """
         self._module, self._owner = module, owner
-        self._keys = {name: place.partition(":")[::2] for name, place in places.items()}
+        self._spots = {name: Spot.of(place) for name, place in places.items()}
         modules = dict(module.named_modules(remove_duplicate=False))
-        for layer, _ in self._keys.values():
-            if layer not in modules:
+        for spot in self._spots.values():
+            if spot.layer not in modules:
                 known = [name for name in modules if name]
-                raise UnknownSignalError(f"{owner} has no layer {layer!r}; {nearest(layer, known)}")
-        outputs = {layer for layer, key in self._keys.values() if key != INPUT and layer}
-        inputs = {layer for layer, key in self._keys.values() if key == INPUT}
+                raise UnknownSignalError(
+                    f"{owner} has no layer {spot.layer!r}; {nearest(spot.layer, known)}"
+                )
+        plain = [spot for spot in self._spots.values() if not spot.part]
+        outputs = {spot.layer for spot in plain if spot.key != INPUT and spot.layer}
+        inputs = {spot.layer for spot in plain if spot.key == INPUT}
         self._tapped = {layer: modules[layer] for layer in sorted(outputs)}
         self._fed = {layer: modules[layer] for layer in sorted(inputs)}
+        inside = {spot for spot in self._spots.values() if spot.part}
+        self._attention = AttentionTaps(modules, inside, owner) if inside else None
+        self._given: dict[str, Any] = {}
+        self._inputs: dict[str, Any] = {}
+        self._call: Callable[..., Any] = module
+        self._stay = compiled is not None
+        if compiled is not None:
+            if inside:
+                raise SignalError(
+                    f"{owner}: {min(map(str, inside))} is read while a module runs, which a compiled "
+                    "one hides; leave `compiled` empty, or do not ask for it"
+                )
+            self._hooks()
+            self._call = compiled(module)
 
     def run(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
         """One forward pass; {name: tensor} for every place."""
-        given: dict[str, Any] = {}
-        inputs: dict[str, Any] = {}
+        with ExitStack() as stack:
+            if not self._stay:
+                # Set and removed around each pass: the module may be the caller's own, and stays as
+                # it was.
+                for hook in self._hooks():
+                    stack.callback(hook.remove)
+            if self._attention is not None:
+                stack.enter_context(self._attention.reading())
+            self._let_go()  # of a pass that failed
+            output = self._call(*arguments, **named)
+        self._given[""] = output
+        try:
+            return {name: self._pick(name, spot) for name, spot in self._spots.items()}
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._given.clear()
+        self._inputs.clear()
+
+    def _hooks(self) -> list[Any]:
+        given, inputs = self._given, self._inputs
 
         def keep_input(layer: str) -> Any:
             def hook(module: nn.Module, arguments: Any, named: Any) -> None:
@@ -55,23 +103,17 @@ class LayerTaps:
 
             return hook
 
-        # Set and removed around each pass: the module may be the caller's own, and stays as it was.
-        hooks = [m.register_forward_hook(keep(layer)) for layer, m in self._tapped.items()]
-        hooks += [
-            m.register_forward_pre_hook(keep_input(layer), with_kwargs=True)
-            for layer, m in self._fed.items()
+        hooks: list[Any] = [m.register_forward_hook(keep(n)) for n, m in self._tapped.items()]
+        return hooks + [
+            m.register_forward_pre_hook(keep_input(n), with_kwargs=True)
+            for n, m in self._fed.items()
         ]
-        try:
-            given[""] = self._module(*arguments, **named)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return {
-            name: self._pick(inputs if key == INPUT else given, name, layer, key)
-            for name, (layer, key) in self._keys.items()
-        }
 
-    def _pick(self, given: Mapping[str, Any], name: str, layer: str, key: str) -> Any:
+    def _pick(self, name: str, spot: Spot) -> Any:
+        if spot.part and self._attention is not None:
+            return self._attention.of(spot)
+        layer, key = spot.layer, spot.key
+        given = self._inputs if key == INPUT else self._given
         if layer not in given:
             raise UnknownSignalError(
                 f"{self._owner}: layer {layer!r}, read for {name!r}, did not run in the forward pass"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.stages.data.rows import Batch
+from stillroom.stages.teachers.arithmetic import Matmul, arithmetic
 from stillroom.stages.teachers.assets import Assets, asset_digests, asset_paths
 from stillroom.stages.teachers.layers import LayerTaps
+from stillroom.stages.teachers.places import expanded, has_patterns
+from stillroom.stages.teachers.suspects import suspects
 from stillroom.stages.teachers.teacher import Answer
 from stillroom.stages.teachers.weights import Weights, file_weights, load_state, tensor_weights
 from stillroom.storage.code import code_identity
@@ -29,6 +35,11 @@ class ModuleTeacher:
     module); `name:key` picks an entry of a dict, tuple or output object, `name:input` is what that
     module is given. The module is put in eval mode and runs in inference mode.
 
+    A pattern is a signal for each module that matches: `{"attn": "blocks.*.attn"}` is attn-0, attn-1, ...,
+    `{"hidden-{}": "blocks.*"}` hidden-0, ...; `last(blocks.*)` is the last of them, `last` alone what
+    the classifier is given. `attention(name)`, `query(name)`, `key(name)`, `value(name)` are read inside
+    an attention module: weights (n, heads, tokens, tokens), the others (n, heads, tokens, head_dim).
+
     Logits over a large vocabulary are stored as the hidden state that they are made from, whatever
     the architecture: `layers={"logits": "lm_head:input"}, encodings={"logits": "head(lm_head)"}`.
     """
@@ -43,9 +54,9 @@ class ModuleTeacher:
     inputs: Sequence[str] = ("image",)
     """Columns of the data set, passed as tensors in this order."""
     layers: Mapping[str, str] = field(default_factory=lambda: {"logits": ""})
-    """Module name by signal."""
+    """Module name, or pattern of names, by signal."""
     encodings: Mapping[str, str] = field(default_factory=dict)
-    """Encoding by signal; raw where none is named."""
+    """Encoding by signal, or by the name of a pattern for all its signals; raw where none is named."""
     prepare: Callable[..., Any] | None = None
     """columns by name -> the module's argument, a tuple or a dict of them (preprocessing). Where there
     are assets it gets them as `assets=`: paths and bytes by role."""
@@ -62,15 +73,51 @@ class ModuleTeacher:
     """Files beside the weights that decide the numbers, by role (tokenizer, chat_template, ...): their
     bytes are part of the identity, where they lie is not. Constants in `prepare` need none: they are
     part of its code."""
+    channels_last: bool = False
+    """Weights and inputs of four axes lie in memory with channels last, which is faster for
+    convolutions: other kernels, other last bits, so another identity."""
+    compiled: str = ""
+    """A backend of torch.compile, such as "inductor"; empty: as it is. Another identity, as fused
+    operations round otherwise. Batches of other sizes are compiled again."""
+    matmul: Matmul = "highest"
+    """What float32 matrix products may be computed with (torch.set_float32_matmul_precision): "high"
+    and "medium" are TensorFloat-32 and bfloat16 where the device has them. Another identity."""
+    cudnn_tf32: bool = True
+    """Whether cuDNN's convolutions may be TensorFloat-32, as torch's are. False: another identity.
+    Whatever is set elsewhere in the process, the teacher runs with these two."""
 
     def asks(self) -> Mapping[str, Ask]:
-        """Every signal, with its layer as the source."""
+        """Every signal, with its layer as the source.
+
+        Patterns take the module's names: it is then built, on no device where that can be done.
+        """
+        layers = self._layers()
+        known = {*layers, *self.layers}
         for name in self.encodings:
-            if name not in self.layers:
+            if name not in known:
                 raise SignalError(
                     f"encoding for {name!r}, which teacher {self.name!r} does not give"
                 )
-        return {n: Ask(self.encodings.get(n, "raw"), layer) for n, layer in self.layers.items()}
+        coded = {n: self.encodings.get(asked, "raw") for n, (_, asked) in layers.items()}
+        return {n: Ask(self.encodings.get(n, coded[n]), place) for n, (place, _) in layers.items()}
+
+    def _layers(self, module: nn.Module | None = None) -> dict[str, tuple[str, str]]:
+        """{signal: (place, name in `layers`)}."""
+        if not has_patterns(self.layers):
+            return {name: (place, name) for name, place in self.layers.items()}
+        return expanded(module or self._outline(), self.layers, f"teacher {self.name!r}")
+
+    def _outline(self) -> nn.Module:
+        """The module for its names alone."""
+        import torch
+
+        if isinstance(self.module, torch.nn.Module):
+            return self.module
+        try:
+            with torch.device("meta"):
+                return self._built()
+        except Exception:
+            return self._built()  # a builder that computes with its weights
 
     def identity(self) -> dict[str, Any]:
         """Weights tensor by tensor, code, preprocessing, assets, precision and torch's version."""
@@ -80,6 +127,7 @@ class ModuleTeacher:
         assets = {"assets": asset_digests(self.assets)} if self.assets else {}
         return {
             **assets,
+            **self._options(),
             "kind": "module",
             "weights": self._weights(),
             "code": self._code(),
@@ -89,6 +137,12 @@ class ModuleTeacher:
             "libraries": {n: importlib.metadata.version(n) for n in self.libraries}
             | {"torch": importlib.metadata.version("torch").split("+")[0]},
         }
+
+    def _options(self) -> dict[str, Any]:
+        """Those that are not as they were before there were any."""
+        plain = {"channels_last": False, "compiled": "", "matmul": "highest", "cudnn_tf32": True}
+        mine = {name: getattr(self, name) for name in plain}
+        return {name: value for name, value in mine.items() if value != plain[name]}
 
     def _weights(self) -> dict[str, str]:
         if self.weights is not None:
@@ -124,12 +178,16 @@ class ModuleTeacher:
         import torch
 
         module = self._built()
+        if module is self.module and (self.channels_last or self.compiled):
+            module = copy.deepcopy(module)  # the caller's own stays as it is
         if self.weights is not None:
             module.load_state_dict(load_state(self.weights))
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         module = module.to(device).eval()
+        if self.channels_last:
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return _Loaded(self, module, torch.device(device))
 
 
@@ -137,26 +195,42 @@ class _Loaded:
     """A module on its device with its hooks set."""
 
     def __init__(self, teacher: ModuleTeacher, module: nn.Module, device: Any) -> None:
+        import torch
+
         self._teacher, self._module, self._device = teacher, module, device
         self._assets = {"assets": asset_paths(teacher.assets)} if teacher.assets else {}
-        self._taps = LayerTaps(module, teacher.layers, f"teacher {teacher.name!r}")
+        places = {name: place for name, (place, _) in teacher._layers(module).items()}
+        compiled = partial(torch.compile, backend=teacher.compiled) if teacher.compiled else None
+        self._taps = LayerTaps(module, places, f"teacher {teacher.name!r}", compiled)
 
     def __call__(self, batch: Batch) -> dict[str, Values]:
         import torch
 
+        with torch.inference_mode(), self._as_set():
+            outputs = self._taps.run(*self._arguments(batch))
+            return {name: _to_array(tensor) for name, tensor in outputs.items()}
+
+    @contextmanager
+    def _as_set(self) -> Iterator[None]:
+        """Threads and arithmetic that the teacher names."""
+        import torch
+
         teacher = self._teacher
-        before = torch.get_num_threads()
-        torch.set_num_threads(teacher.threads)
-        try:
-            narrow = teacher.precision != "float32"
-            autocast = torch.autocast(
-                self._device.type, getattr(torch, teacher.precision) if narrow else None, narrow
-            )
-            with torch.inference_mode(), autocast:
-                outputs = self._taps.run(*self._arguments(batch))
-                return {name: _to_array(tensor) for name, tensor in outputs.items()}
-        finally:
-            torch.set_num_threads(before)
+        narrow = teacher.precision != "float32"
+        dtype = getattr(torch, teacher.precision) if narrow else None
+        with (
+            arithmetic(teacher.threads, teacher.matmul, teacher.cudnn_tf32),
+            torch.autocast(self._device.type, dtype, narrow),
+        ):
+            yield
+
+    def suspects(self, batch: Batch) -> list[str]:
+        """What in it draws random numbers, or figures from the whole batch, in words."""
+        import torch
+
+        arguments, named = self._arguments(batch)
+        with torch.inference_mode(), self._as_set():
+            return suspects(self._module, lambda: self._module(*arguments, **named))
 
     def constants(self, name: str) -> dict[str, Any]:
         """weight (V, d) and, where it has one, bias (V,) of a linear layer or an embedding.
@@ -183,7 +257,12 @@ class _Loaded:
         import torch
 
         def place(value: Any) -> Any:
-            return value.to(self._device) if hasattr(value, "to") else value
+            if not hasattr(value, "to"):
+                return value
+            value = value.to(self._device)
+            if self._teacher.channels_last and getattr(value, "ndim", 0) == 4:
+                value = value.contiguous(memory_format=torch.channels_last)
+            return value
 
         tensors = {n: torch.as_tensor(batch[n]) for n in batch if not isinstance(batch[n], list)}
         columns = {**batch, **tensors}

@@ -128,7 +128,12 @@ def _on_threads(hashed: Callable[[Item], str], tensors: Iterable[Item]) -> list[
 
 
 def load_state(weights: Weights) -> dict[str, torch.Tensor]:
-    """A state dict from .safetensors, or from what torch.save wrote (no code is run)."""
+    """A state dict from .safetensors, or from what torch.save wrote (no code is run).
+
+    A .safetensors file is mapped into memory, not read into it: workers of one node share its pages and
+    read them from the disk once. A module that the state is then loaded into holds a copy of its own
+    in every worker, or on its GPU. What torch.save wrote is read by each worker.
+    """
     return _merged((file, _load(file)) for file in weight_files(weights))
 
 

@@ -93,6 +93,11 @@ class ViewedRows:
         """What it is made of: everything else is made again on the other side."""
         return _again, (self.rows, self.plan, self.views, self.plain, self._only)
 
+    @property
+    def skipped(self) -> dict[Any, str]:
+        """What the rows themselves left out, and why."""
+        return dict(getattr(self.rows, "skipped", {}))
+
     def __len__(self) -> int:
         """The number of pairs."""
         return len(self._places)

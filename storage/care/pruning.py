@@ -15,6 +15,8 @@ from typing import Any
 
 from stillroom.storage.books import book_place, books
 from stillroom.storage.cache import Cache
+from stillroom.storage.derived import FOLDER as DERIVED
+from stillroom.storage.derived import is_keys, records, unneeded
 from stillroom.storage.errors import GARBLED, StillroomError
 from stillroom.storage.files import TEMPORARY, children, read_json, size_of
 from stillroom.storage.folder import Folder
@@ -39,6 +41,9 @@ class Pruned:
     """Digests of books that no segment and no draft needs which stays."""
     bytes: int
     """Of all files named here, with what belongs to them in `made/`."""
+    derived: tuple[str, ...] = ()
+    """Records of derived results (paths) that follow from no kept snapshot and have a newer one of
+    their name, with the files that name their rows."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -58,7 +63,8 @@ def prune(
 
     A snapshot stays when it is among the `keep_last` newest or younger than `keep_days`; without
     either, all stay. One whose age is unknown counts as young. Segments that no kept snapshot uses
-    go. Drafts, and segments newer than all that are used (sealed, but not yet in a snapshot), are
+    go, and with them derived results that follow from no kept snapshot, where there is a newer one of
+    the name. Drafts, and segments newer than all that are used (sealed, but not yet in a snapshot), are
     work that was cut off: they go when they were begun more than `draft_days` ago; 0 drops them all.
     `quarantine` also removes what repair put aside.
 
@@ -112,12 +118,15 @@ class _Policy:
         if size is None:
             folders += [cache.path / name for name in leftovers]
         folders += [file for n in dropped for file in _snapshot_files(cache, n)]
+        derived, of_records = _derived(cache, [n for n in known if n not in dropped])
+        folders += [cache.path / name for name in derived]
         needed = _needed_books(cache, {*segments, *drafts}, aside=not self.quarantine)
-        unneeded = tuple(digest for digest in books(cache.path) if digest not in needed)
-        folders += [book_place(cache.path, digest) for digest in unneeded]
+        needed |= of_records
+        unused = tuple(digest for digest in books(cache.path) if digest not in needed)
+        folders += [book_place(cache.path, digest) for digest in unused]
         total = sum(_bytes(place) for place in folders) + (size or 0)
-        names = tuple(segments), tuple(drafts), leftovers, quarantined, unneeded
-        return Pruned(dropped, *names, total)
+        names = tuple(segments), tuple(drafts), leftovers, quarantined, unused
+        return Pruned(dropped, *names, total, derived)
 
     def _kept(self, cache: Cache, number: int, known: list[int]) -> bool:
         if self.keep_last is None and self.keep_days is None:
@@ -176,6 +185,23 @@ def _needed_books(cache: Cache, gone: set[str], aside: bool) -> set[str]:
     return needed
 
 
+def _derived(cache: Cache, kept: list[int]) -> tuple[tuple[str, ...], set[str]]:
+    """Paths of derived results that go, the records first, and the books of those that stay.
+
+    Nothing goes, and every book stays, when a record cannot be read.
+    """
+    try:
+        gone = unneeded(cache, [Snapshot(cache.path, number) for number in kept])
+        names = {record.path.name for record in gone}
+        stay = [record for record in records(cache) if record.path.name not in names]
+    except StillroomError:
+        return (), set(books(cache.path))
+    used = {record.keys_file for record in stay}
+    files = [p for p in children(cache.path / DERIVED) if is_keys(p.name) and p.name not in used]
+    places = [*(record.path for record in gone), *sorted(files, key=lambda p: p.name)]
+    return tuple(relative(place, cache.path) for place in places), {r.book for r in stay}
+
+
 def _snapshot_files(cache: Cache, number: int) -> list[Place]:
     """In the order in which they go: the JSON first, then nobody sees the rest."""
     folder = cache.path / "snapshots"
@@ -220,6 +246,8 @@ def _remove(cache: Cache, chosen: Pruned) -> None:
             remove(file)
     for name in [*chosen.segments, *chosen.drafts]:
         remove_tree(cache.path / "segments" / name, first=["plan.json"])
+    for name in chosen.derived:
+        remove(cache.path / name)
     for digest in chosen.books:
         remove(book_place(cache.path, digest))
     for name in [*chosen.quarantined, *chosen.leftovers]:

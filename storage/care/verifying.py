@@ -1,9 +1,9 @@
 """Verify: every stored byte against what says how it must be; nothing is written.
 
 Chunks and records are compared with their receipts, receipts and rows with the seal, the seal with
-the receipts, zarr.json with what zarr-python makes of the signals, books with their names, snapshots
-with their own checksums and with the segments that they read. `made/`, `quarantine/`, locks and
-leases are no content of the cache and are not looked at.
+the receipts, zarr.json with what zarr-python makes of the signals, books with their names, records of
+derived results and snapshots with their own checksums, snapshots with the segments that they read.
+`made/`, `quarantine/`, locks and leases are no content of the cache and are not looked at.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from stillroom.storage.books import FOLDER as BOOKS
 from stillroom.storage.cache import MARKER, QUARANTINE
 from stillroom.storage.care.book_checks import BookChecks
+from stillroom.storage.care.derived_checks import DerivedChecks
 from stillroom.storage.care.problems import EXTRA, Problem, Verified, damage
 from stillroom.storage.care.segment_checks import SegmentChecks
+from stillroom.storage.derived import FOLDER as DERIVED
 from stillroom.storage.errors import GARBLED, NotACacheError, StillroomError
 from stillroom.storage.files import (
     TEMPORARY,
@@ -85,7 +87,11 @@ class _Verification:
         for segment in checked:
             self._problems += segment.small()
             self._leftovers += segment.leftovers
-        books = BookChecks(self._cache, {s.folder.name: s.books() for s in checked})
+        derived = DerivedChecks(self._cache)
+        self._problems += derived.problems()
+        self._leftovers += derived.leftovers
+        needed = {s.folder.name: s.books() for s in checked}
+        books = BookChecks(self._cache, {**needed, **derived.books})
         self._problems += books.small()
         self._leftovers += books.leftovers
         tasks = [task for segment in checked for task in segment.tasks()]
@@ -110,8 +116,8 @@ class _Verification:
             drafts=len(checked) - len(sealed),
             snapshots=len(snapshots),
             unfinished=sum(s.unfinished for s in checked),
-            files=self._files + books.files + sum(s.files for s in checked),
-            bytes=self._bytes + books.bytes + sum(s.bytes for s in checked),
+            files=self._files + books.files + derived.files + sum(s.files for s in checked),
+            bytes=self._bytes + books.bytes + derived.bytes + sum(s.bytes for s in checked),
         )
 
     def _named(self, place: Place, what: str, segment: str | None = None) -> Problem:
@@ -158,7 +164,7 @@ class _Verification:
             if place.name.startswith(TEMPORARY):
                 self._leftovers.append(place.name)
             elif not (
-                place.name in {*_ASIDE, BOOKS, "segments", "snapshots", "cache.json"}
+                place.name in {*_ASIDE, BOOKS, DERIVED, "segments", "snapshots", "cache.json"}
                 or place.name.endswith((".lock", ".lease"))
             ):
                 self._problems.append(self._named(place, EXTRA))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stillroom.stages.data.hf_rows import DatasetRows
-from stillroom.stages.data.parquet_rows import ParquetRows
-from stillroom.stages.data.rows import ArrayRows
+from stillroom.stages import (
+    ArrayRows,
+    DatasetRows,
+    NumpyRows,
+    ParquetRows,
+    Rows,
+    TarRows,
+    TorchRows,
+    ZarrRows,
+)
 
 COLUMNS = ("image", "grid", "label", "flag", "half", "text", "jpeg")
 
@@ -115,6 +125,101 @@ def in_chosen_dataset(keys: Any, columns: dict[str, Any]) -> DatasetRows:
     moved = wide.take(pa.array(order.tolist()))
     whole = pa.Table.from_batches(moved.to_batches(max_chunksize=6))
     return DatasetRows(Dataset(whole, places), key="id")
+
+
+def npy(array: Any) -> bytes:
+    """An array as the content of an .npy file."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def write_tar(
+    path: Path, members: Iterable[tuple[str, bytes]], form: int = tarfile.PAX_FORMAT
+) -> Path:
+    """A plain tar with these members, in this order."""
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def in_tars(folder: Path, keys: Any, columns: dict[str, Any], **how: Any) -> TarRows:
+    """In two tars, fields in another order in the second."""
+    folder.mkdir(exist_ok=True)
+    endings = {"text": "txt", "jpeg": "bin"}
+    named = {name: endings.get(name, f"{name}.npy") for name in columns}
+
+    def row(i: int) -> list[tuple[str, bytes]]:
+        found = []
+        for name, column in columns.items():
+            value = column[i]
+            encoded = value.encode() if isinstance(value, str) else value
+            content = encoded if isinstance(encoded, bytes) else npy(value)
+            found.append((f"{keys[i]}.{named[name]}", content))
+        return found
+
+    half = len(keys) // 2
+    write_tar(folder / "a.tar", [m for i in range(half) for m in row(i)])
+    write_tar(folder / "b.tar", [m for i in range(half, len(keys)) for m in row(i)[::-1]])
+    return TarRows(folder, columns=named, **how)
+
+
+def items(columns: dict[str, Any], rows: int) -> list[dict[str, Any]]:
+    """The rows as dicts."""
+    return [{name: column[i] for name, column in columns.items()} for i in range(rows)]
+
+
+def in_torch(keys: Any, columns: dict[str, Any], **how: Any) -> TorchRows:
+    """As the items of a map-style data set."""
+    return TorchRows(items(columns, len(keys)), keys=keys, **how)
+
+
+def spooled(folder: Path, keys: Any, columns: dict[str, Any], **how: Any) -> ParquetRows:
+    """Written down from an iterable."""
+    rows = ({**row, "id": key} for key, row in zip(keys, items(columns, len(keys)), strict=True))
+    return TorchRows.from_iterable(rows, folder, key="id", **how)
+
+
+def without(columns: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Those that a container can hold."""
+    return {name: column for name, column in columns.items() if name not in names}
+
+
+def in_zarr(folder: Path, keys: Any, columns: dict[str, Any], **how: Any) -> ZarrRows:
+    """In a Zarr group with chunks of seven and nine rows, cut along other axes as well."""
+    import zarr
+
+    group = zarr.open_group(folder, mode="w")
+    for number, (name, column) in enumerate(without(columns, "jpeg", "text").items()):
+        chunks = (7 + 2 * (number % 2), *(2 for _ in column.shape[1:]))
+        made = group.create_array(name, shape=column.shape, dtype=column.dtype, chunks=chunks)
+        made[:] = column
+    return ZarrRows(folder, keys=keys, **how)
+
+
+def in_npz(path: Path, keys: Any, columns: dict[str, Any], **how: Any) -> NumpyRows:
+    """In an .npz, one array in Fortran's order."""
+    arrays: dict[str, Any] = {n: np.array(c) for n, c in without(columns, "jpeg").items()}
+    arrays["grid"] = np.asfortranarray(arrays["grid"])
+    np.savez(path, **arrays)
+    return NumpyRows(path, keys=keys, **how)
+
+
+EVERY: dict[str, Callable[[Path, Any, dict[str, Any]], Rows]] = {
+    "parquet": in_parquet,
+    "arrow": in_arrow,
+    "dataset": lambda folder, keys, columns: in_dataset(keys, columns),
+    "chosen": lambda folder, keys, columns: in_chosen_dataset(keys, columns),
+    "tars": in_tars,
+    "torch": lambda folder, keys, columns: in_torch(keys, columns),
+    "spooled": spooled,
+    "zarr": in_zarr,
+    "npz": lambda folder, keys, columns: in_npz(folder.with_suffix(".npz"), keys, columns),
+}
+"""Every container that holds rows of several columns, made in a folder."""
 
 
 def _doubled(column: Any) -> Any:

@@ -11,9 +11,9 @@ import pytest
 
 from stillroom.pipeline import RayRunner
 from stillroom.stages import FunctionTeacher
-from stillroom.stages.book_work import BookTask, BookWork, spread
 from stillroom.stages.events import BooksMade, RowsTaught
 from stillroom.stages.plans.planning import plan_teach
+from stillroom.stages.worker.book_work import BookTask, BookWork, spread
 from stillroom.storage import Cache, verify
 from stillroom.storage.books import books
 from stillroom.storage.encodings.product import FITTED_VECTORS

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.storage.code import code_digest, code_identity
+from tests.ids import without_addresses
 
 BASE = '''
 import functools
@@ -251,7 +252,7 @@ def test_a_module_that_is_used_names_its_version(load: Load) -> None:
 @pytest.mark.parametrize(
     "thing",
     [{}.get, [].append, object(), "text".join, partial(max, object()), Path("x").exists],
-    ids=str,
+    ids=without_addresses,
 )
 def test_what_has_state_or_no_identity_is_refused(thing: object) -> None:
     with pytest.raises(TypeError, match="no stable identity"):

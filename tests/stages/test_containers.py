@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import subprocess
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +25,9 @@ from stillroom.storage.errors import RowsError
 from tests.stages.builders import Watched, answers, data, images, plain, taught
 from tests.stages.containers import (
     COLUMNS,
+    EVERY,
     contents,
-    in_arrow,
     in_chosen_dataset,
-    in_dataset,
     in_memory,
     in_parquet,
     table,
@@ -34,15 +37,17 @@ KEYS = [f"r{i}" for i in range(40)]
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 
 
-@pytest.fixture(params=["parquet", "arrow", "dataset", "chosen"])
+@pytest.fixture(params=EVERY)
 def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Rows:
     """The contents in each container in turn."""
-    if request.param == "parquet":
-        return in_parquet(tmp_path / "p", KEYS, contents(40))
-    if request.param == "arrow":
-        return in_arrow(tmp_path / "a", KEYS, contents(40))
-    made = in_dataset if request.param == "dataset" else in_chosen_dataset
-    return made(KEYS, contents(40))
+    return EVERY[request.param](tmp_path / "rows", KEYS, contents(40))
+
+
+def held(rows: Rows) -> list[str]:
+    """Of the contents, the columns that a container holds (no array holds bytes of any length)."""
+    columns = [name for name in COLUMNS if name in rows.columns]
+    assert set(columns) >= {*COLUMNS} - {"text", "jpeg"}
+    return columns
 
 
 def same(found: Any, expected: Any) -> None:
@@ -57,14 +62,15 @@ def test_every_container_gives_the_same_rows_and_hashes(rows: Rows) -> None:
     expected = in_memory(KEYS, contents(40))
     assert len(rows) == 40
     assert rows.keys.equals(expected.keys)
-    assert set(rows.columns) == {"id", *COLUMNS}
-    for name in COLUMNS:
+    columns = held(rows)
+    assert {*rows.columns} - {"id"} == {*columns}
+    for name in columns:
         np.testing.assert_array_equal(rows.hashes([name]), expected.hashes([name]))
-    np.testing.assert_array_equal(rows.hashes(COLUMNS[::-1]), expected.hashes(COLUMNS))
+    np.testing.assert_array_equal(rows.hashes(columns[::-1]), expected.hashes(columns))
     for places in ([3, 39, 0, 3, 21], range(40), range(39, -1, -1), []):
         at = np.array(places, np.int64)
-        found, wanted = rows.read(at, COLUMNS), expected.read(at, COLUMNS)
-        for name in COLUMNS:
+        found, wanted = rows.read(at, columns), expected.read(at, columns)
+        for name in columns:
             same(found[name], wanted[name])
 
 
@@ -74,9 +80,79 @@ def test_a_worker_that_got_it_by_value_reads_the_same(rows: Rows) -> None:
     sent: Rows = cloudpickle.loads(cloudpickle.dumps(rows))  # type: ignore[no-untyped-call]
     assert sent.keys.equals(rows.keys)
     at = np.array([39, 2])
-    for name in COLUMNS:
+    for name in held(rows):
         same(sent.read(at, [name])[name], rows.read(at, [name])[name])
-    assert sent.fingerprint(COLUMNS) == rows.fingerprint(COLUMNS)
+    assert sent.fingerprint(held(rows)) == rows.fingerprint(held(rows))
+
+
+def test_some_rows_in_another_order_are_the_same_rows(tmp_path: Path) -> None:
+    places = np.array([31, 4, 4 + 8, 0])
+    whole, keys = contents(40), [f"r{i}" for i in places]
+    some = {
+        n: [c[i] for i in places] if isinstance(c, list) else c[places] for n, c in whole.items()
+    }
+    expected = in_memory(KEYS, whole)
+    for name, made in EVERY.items():
+        rows = made(tmp_path / name, keys, some)
+        found, wanted = rows.hashes(held(rows)), expected.hashes(held(rows))[places]
+        np.testing.assert_array_equal(found, wanted, err_msg=name)
+
+
+def test_keys_of_any_script_are_kept(tmp_path: Path) -> None:
+    keys = [f"{word}/{i} ß" for i, word in enumerate(["é", "日本", "🙂", "e\u0301", "a"] * 2)]
+    for name, made in EVERY.items():
+        assert made(tmp_path / name, keys, contents(10)).keys.to_pylist() == keys, name
+
+
+def test_threads_read_at_once_what_one_reads(rows: Rows) -> None:
+    columns, expected = held(rows), in_memory(KEYS, contents(40))
+    draws = [np.random.default_rng(seed).integers(0, 40, 30) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for at, found in zip(
+            draws, pool.map(lambda at: rows.read(at, columns), draws), strict=True
+        ):
+            for name in columns:
+                same(found[name], expected.read(at, columns)[name])
+
+
+def test_a_forked_process_reads_the_same(rows: Rows) -> None:
+    columns, context = held(rows), multiprocessing.get_context("fork")
+    expected = _read_and_hashed(rows, columns)
+    answer = context.SimpleQueue()
+    # What was opened before the fork is used after it: no argument is pickled.
+    child = context.Process(target=lambda: answer.put(_read_and_hashed(rows, columns)))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert answer.get() == expected == [bytes(h) for h in rows.hashes(columns)]
+
+
+def _read_and_hashed(rows: Rows, columns: list[str]) -> list[bytes]:
+    """Hashes of what is read, not of what was hashed before."""
+    again = ArrayRows(rows.keys, **rows.read(np.arange(len(rows)), columns))
+    return [bytes(h) for h in again.hashes(columns)]
+
+
+SPAWNED = """
+import sys
+from ray import cloudpickle
+for rows, columns in cloudpickle.load(sys.stdin.buffer):
+    print(rows.fingerprint(columns), *map(bytes.hex, map(bytes, rows.hashes(columns))))
+"""
+
+
+@pytest.mark.slow
+def test_a_spawned_process_reads_the_same(tmp_path: Path) -> None:
+    # The made-up data set of `containers` is a class of these tests, which others cannot import.
+    names = [name for name in EVERY if name not in ("dataset", "chosen")]
+    every = [EVERY[name](tmp_path / name, KEYS, contents(40)) for name in names]
+    given = cloudpickle.dumps([(rows, held(rows)) for rows in every])  # type: ignore[no-untyped-call]
+    done = subprocess.run(
+        [sys.executable, "-c", SPAWNED], input=given, capture_output=True, check=True
+    )
+    for rows, line in zip(every, done.stdout.decode().splitlines(), strict=True):
+        hashes = [bytes(h).hex() for h in rows.hashes(held(rows))]
+        assert line.split() == [rows.fingerprint(held(rows)), *hashes]
 
 
 def test_what_is_not_there_is_named(rows: Rows) -> None:

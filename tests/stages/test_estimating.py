@@ -74,6 +74,14 @@ def test_sums_of_intervals() -> None:
     assert Interval(5, 2, 8) + Interval(1, None, None) == Interval(6, None, None)
 
 
+def test_an_interval_is_widened_only_where_it_is_narrower() -> None:
+    assert Interval(10, 9, 11).widened(0.3) == Interval(10, 7, 13)
+    assert Interval.exact(10).widened(0.3) == Interval(10, 7, 13)
+    assert Interval(10, 2, 18).widened(0.3) == Interval(10, 2, 18)
+    assert Interval(10, 0, 40).widened(0.3) == Interval(10, 0, 40)
+    assert Interval(10, None, None).widened(0.3) == Interval(10, None, None)
+
+
 @given(MONEY, MONEY, MONEY)
 def test_n_is_the_first_number_of_students_for_which_the_cache_is_cheaper(
     once: int, online: int, reading: int

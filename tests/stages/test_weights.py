@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from stillroom.stages.teachers.layers import LayerTaps
-from stillroom.stages.teachers.weights import file_weights, tensor_weights
+from stillroom.stages.teachers.weights import file_weights, load_state, tensor_weights
 from stillroom.storage.errors import FormatError, SignalError, UnknownSignalError
 from stillroom.storage.identity import digest
 from tests.stages.builders import answers, data, images, net, network, taught
@@ -40,6 +40,15 @@ def test_all_ways_to_keep_weights_have_the_same_digests(
     assert len(expected) == len(state)
     for name in ("w.safetensors", "w.pt", "nested.pt"):
         assert file_weights(tmp_path / name) == expected
+
+
+def test_a_safetensors_file_is_mapped_so_that_workers_share_its_pages(
+    tmp_path: Path, state: dict[str, torch.Tensor]
+) -> None:
+    save_file(state, tmp_path / "w.safetensors")
+    found = load_state(tmp_path / "w.safetensors")
+    assert str(tmp_path / "w.safetensors") in Path("/proc/self/maps").read_text()
+    assert all(torch.equal(found[name], state[name]) for name in state)
 
 
 def test_a_moved_or_renamed_file_is_the_same_teacher(

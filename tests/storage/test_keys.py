@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from stillroom.storage.errors import RowsError
 from stillroom.storage.keys import KeyIndex, as_keys, check_unique
+from tests.ids import without_addresses
 
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -88,7 +89,7 @@ def test_strings_of_every_kind_become_large_strings(given_keys: Any) -> None:
         pa.array([2**63], pa.uint64()),
         pa.array([[1]]),
     ],
-    ids=repr,
+    ids=without_addresses,
 )
 def test_anything_else_is_refused(wrong: Any) -> None:
     with pytest.raises(RowsError, match="key"):

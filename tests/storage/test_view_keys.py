@@ -17,6 +17,7 @@ from stillroom.storage.keys import KeyIndex, as_keys, check_unique
 from stillroom.storage.pairs import is_pairs, join_keys, pair_keys, same_keys, spelled
 from stillroom.storage.table import read_table, write_table
 from stillroom.storage.testing import SmallCache, content_hashes
+from tests.ids import without_addresses
 
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 KEY = st.integers(-(2**63), 2**63 - 1), st.text("abé", max_size=3)
@@ -63,7 +64,7 @@ def test_pairs_of_every_kind_become_a_struct() -> None:
         pa.array([{"key": 1}]),
         pa.array([{"key": 1, "view": 1, "more": 1}]),
     ],
-    ids=repr,
+    ids=without_addresses,
 )
 def test_anything_else_is_refused(wrong: Any) -> None:
     with pytest.raises(RowsError, match="key"):

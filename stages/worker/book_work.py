@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from stillroom.stages.data.rows import Rows, column_shapes
 from stillroom.stages.events import BooksMade, Listen
-from stillroom.stages.shard_work import checked
 from stillroom.stages.teachers.teacher import Answer, Teacher
+from stillroom.stages.worker.answers import checked
 from stillroom.storage.books import write_book
 from stillroom.storage.encodings.encoding import encoding, needs_book
 from stillroom.storage.encodings.head import Head
@@ -30,7 +30,7 @@ from stillroom.storage.segment import Segment
 from stillroom.storage.signal import Signal, Values
 
 if TYPE_CHECKING:
-    from stillroom.stages.teaching import Mapper
+    from stillroom.stages.mapper import Mapper
 
 Int64s = NDArray[np.int64]
 _ROWS = 1024
@@ -196,12 +196,13 @@ def with_books(
 ) -> dict[str, Ask]:
     """What is asked, each signal with the book that its rows are stored by.
 
-    That of an earlier segment of the teacher with that identity's digest, else one that is made and
-    stored now, by one worker of the runner, from the rows at these places.
+    The one that it names already, that of an earlier segment of the teacher with that identity's
+    digest, else one that is made and stored now, by one worker of the runner, from the rows at these
+    places.
     """
     complete, lacking = dict(asked), {}
     for name, ask in asked.items():
-        if not needs_book(ask.encoding):
+        if ask.book or not needs_book(ask.encoding):
             continue
         if known := _known(segments, digest, name, ask):
             complete[name] = replace(ask, book=known)
@@ -242,6 +243,7 @@ class LoadedOnce:
     def __init__(self, inner: Teacher, answer: Answer | None = None) -> None:
         """Nothing is loaded yet, but for what is given."""
         self._inner, self._answer = inner, answer
+        self._identity: dict[str, Any] | None = None
         self.name: str = inner.name
         self.inputs: Sequence[str] = inner.inputs
 
@@ -250,8 +252,12 @@ class LoadedOnce:
         return self._inner.asks()
 
     def identity(self) -> dict[str, Any]:
-        """What decides its numbers."""
-        return self._inner.identity()
+        """What decides its numbers; of what is loaded, its files are read once more and not again."""
+        if self._answer is None:
+            return self._inner.identity()
+        if self._identity is None:
+            self._identity = self._inner.identity()
+        return self._identity
 
     def load(self) -> Answer:
         """What was loaded first."""

@@ -1,0 +1,1 @@
+"""Listeners: what can be done with events while stages run. Pass one as `listen`."""

@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints as teachers: encoders, language models, images, images with texts."""
