@@ -254,7 +254,7 @@ class DraftsWorker:
         self._work = work
         self._worker: tuple[Place, ShardWorker] | None = None
         # Common to all drafts: it remembers which batches fit into memory.
-        self._asking = Asking(work.teacher, work.teacher.load(), work.rows, work.batch_size)
+        self._asking = Asking.of(work.teacher, work.rows, work.batch_size)
 
     def __call__(self, task: DraftTask) -> tuple[Place, ShardDone]:
         """Compute and store one shard; the draft that it lies in, and what was done."""

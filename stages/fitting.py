@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -145,7 +145,22 @@ class Fitting:
                 for name, tensor in {**tensors, **self.outputs(tensors)}.items():
                     if isinstance(tensor, torch.Tensor):
                         collected.setdefault(name, []).append(tensor.cpu())
-            return evaluation.measure({name: torch.cat(t) for name, t in collected.items()})
+            return evaluation.measure({name: joined(t) for name, t in collected.items()})
+
+
+def joined(batches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Batches after one another; those of ragged rows, each as wide as its longest row, get the width
+    of the widest, filled with zeros as their rows are."""
+    sizes = [max(size) for size in zip(*(batch.shape[1:] for batch in batches), strict=True)]
+    return torch.cat([_filled(batch, sizes) for batch in batches])
+
+
+def _filled(batch: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    lacking = [wide - has for wide, has in zip(sizes, batch.shape[1:], strict=True)]
+    if not any(lacking):
+        return batch
+    # The last axis first, in front and behind.
+    return torch.nn.functional.pad(batch, [n for lack in reversed(lacking) for n in (0, lack)])
 
 
 def _shape(given: Any) -> str:

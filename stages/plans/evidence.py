@@ -5,6 +5,7 @@ It comes from shards that the teacher finished earlier, or from a probe of the r
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -97,18 +98,21 @@ def of_folder(folder: Folder, source: str = EARLIER) -> Evidence | None:
     if not receipts:
         return None
 
-    def cost(receipt: Mapping[str, Any]) -> tuple[int, float, float] | None:
+    def cost(receipt: Mapping[str, Any]) -> tuple[int, float, float, float | None] | None:
         try:
             made = read_json(folder.path / "made" / f"{int(receipt['shard']):05d}.json")
-            inside = float(made["teacher_seconds"])
-            return int(made["rows"]), inside, max(float(made["seconds"]) - inside, 0.0)
+            inside, loading = float(made["teacher_seconds"]), made.get("load_seconds")
+            rest = max(float(made["seconds"]) - inside, 0.0)
+            return int(made["rows"]), inside, rest, None if loading is None else float(loading)
         except (StillroomError, *GARBLED):
             return None  # a compacted segment has none
 
     costs = [found for found in each_of(folder.path, cost, receipts) if found and found[0] > 0]
-    teacher = [(rows, seconds) for rows, seconds, _ in costs]
-    rest = [(rows, seconds) for rows, _, seconds in costs]
+    teacher = [(rows, seconds) for rows, seconds, _, _ in costs]
+    rest = [(rows, seconds) for rows, _, seconds, _ in costs]
+    loads = [loading for _, _, _, loading in costs if loading is not None]
     cache = folder.path.parent.parent
     asks = {name: ask.book for name, ask in folder.asked.items() if ask.book}
     books = {name: (book, size_of(book_place(cache, book)) or 0) for name, book in asks.items()}
-    return Evidence(source, weigh(receipts), receipts[0], teacher, rest, books=books)
+    load = statistics.median(loads) if loads else None
+    return Evidence(source, weigh(receipts), receipts[0], teacher, rest, load, books=books)

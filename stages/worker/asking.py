@@ -55,6 +55,16 @@ class Asking:
         """Rows of a batch from now on."""
         self.halved = 0
         """How often a batch had to be cut in half."""
+        self.load_seconds: float | None = None
+        """Of loading the teacher, where it was loaded for this."""
+
+    @classmethod
+    def of(cls, teacher: Teacher, rows: Rows, batch_size: int) -> Asking:
+        """Load the teacher, in this process."""
+        started = time.perf_counter()
+        asking = cls(teacher, teacher.load(), rows, batch_size)
+        asking.load_seconds = time.perf_counter() - started
+        return asking
 
     def each(self, places: Int64s, sizes: Sequence[int] = ()) -> Iterator[Asked]:
         """The rows at these places, batch after batch.

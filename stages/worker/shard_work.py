@@ -95,9 +95,7 @@ class ShardWorker:
         cache, asked = work.cache or work.draft.parent.parent, self._draft.asked.items()
         self._books = {n: read_book(cache, ask.book) for n, ask in asked if ask.book}
         # Lives as long as the worker, so that batches which do not fit are met once.
-        self._asking = asking or Asking(
-            work.teacher, work.teacher.load(), work.rows, work.batch_size
-        )
+        self._asking = asking or Asking.of(work.teacher, work.rows, work.batch_size)
         _require_identity(work.teacher, self._draft)
 
     def __call__(self, task: ShardTask) -> ShardDone:
@@ -129,6 +127,8 @@ class ShardWorker:
             *(self._asking.batch_size, halved, again, f"{socket.gethostname()}:{os.getpid()}"),
         )
         cost = {"rows": done.rows, "seconds": seconds, "teacher_seconds": teacher_seconds}
+        if self._asking.load_seconds is not None:
+            cost["load_seconds"] = self._asking.load_seconds
         cost |= _noted(self._work.batch_size, sizes, halved)  # with it, repair gives the same bytes
         write_json(self._draft.path / "made" / f"{shard.index:05d}.json", cost)
         return done

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from stillroom.pipeline import RayRunner
 from stillroom.stages import Evaluation, Fit, Recipe, classification, recipes, term
 from stillroom.stages.events import StudentTrained, TrainStarted
-from stillroom.stages.fitting import TrainingError
+from stillroom.stages.fitting import TrainingError, joined
 from stillroom.stages.objectives.features import squared_error
 from stillroom.stages.objectives.logits import kl
 from stillroom.storage import NotACacheError, Snapshot, UnknownRowError, UnknownSignalError
@@ -253,3 +253,14 @@ def test_weights_are_the_same_however_the_recipe_was_made(
     (first,) = trained(tmp_path, [student(recipe=recipes.find("kd", alpha=0.9))], snapshot)
     (second,) = trained(tmp_path, [student()], snapshot, splits=SPLITS)
     assert first.folder == second.folder
+
+
+def test_batches_as_wide_as_their_longest_row_are_joined_by_the_widest() -> None:
+    narrow, wide = torch.ones(2, 3, 5), torch.full((1, 4, 5), 2.0)
+    found = joined([narrow, wide])
+    assert found.shape == (3, 4, 5)
+    assert torch.equal(found[:2, :3], narrow)
+    assert torch.equal(found[2:], wide)
+    assert not found[:2, 3:].any()
+    flat = torch.arange(3)
+    assert torch.equal(joined([flat, flat]), torch.tensor([0, 1, 2, 0, 1, 2]))
