@@ -26,7 +26,17 @@ from benchmarks.machine import machine  # noqa: E402
 from benchmarks.measuring import Section  # noqa: E402
 from benchmarks.page import page  # noqa: E402
 
-NAMES = ("gather", "teaching", "epoch", "rerun", "encodings", "care", "planning", "deriving")
+NAMES = (
+    "gather",
+    "teaching",
+    "epoch",
+    "rerun",
+    "encodings",
+    "care",
+    "planning",
+    "deriving",
+    "scaling",
+)
 WORK = ROOT / "benchmarks" / ".work"
 
 

@@ -32,6 +32,8 @@ _LOOK_S = 1.0
 """How often the head and the nodes are looked at."""
 _HEAD_S = 15.0
 """The head may be silent for so long, as when it is restarted. Ray itself ends processes after 60."""
+_SHORT_S = 3.0
+"""Longer than workers take to start where there is room: then those who hold it and do nothing end."""
 _SAY_S = 10.0
 """How often waiting for workers is mentioned."""
 
@@ -71,6 +73,8 @@ class Pool(Generic[Item, Result]):
     failed_starts: int = 0
     alone_since: float = field(default_factory=time.monotonic)
     """Since when no actor runs."""
+    short_since: float | None = None
+    """Since when some that were asked for have not come."""
     looked: float = -inf
     said: float = field(default_factory=time.monotonic)
 
@@ -157,6 +161,9 @@ class Pool(Generic[Item, Result]):
             )
         alive = sum(bool(node["Alive"]) for node in nodes)
         self.wanted = self.size.wanted(fitting, alive)
+        self.short_since = (self.short_since or self.looked) if self.starting else None
+        if self.short_since and self.looked - self.short_since > _SHORT_S:
+            self.session.end_idle_of_others(self.ray)
         if self.actors:
             self.alone_since = time.monotonic()
         alone = time.monotonic() - self.alone_since

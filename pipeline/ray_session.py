@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 from stillroom.pipeline.ray_needs import Needs
 from stillroom.pipeline.runner import RunnerError
@@ -21,7 +22,12 @@ _LOST_S = 10.0
 """For how long a Ray without a head may take to be shut down."""
 
 
-@dataclass
+_sessions: WeakSet[Session] = WeakSet()
+"""Of all runners of this process; its connection to Ray is one, so their idle workers take each
+other's room."""
+
+
+@dataclass(eq=False)
 class Session:
     """Whether we started Ray, who needs it to stay up, and idle workers by what they hold."""
 
@@ -32,6 +38,10 @@ class Session:
     started: bool = False
     idle: list[tuple[Needs, Any]] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        """Be known to the others."""
+        _sessions.add(self)
 
     def enter(
         self, address: str | None, cpus: int, runtime_env: Mapping[str, Any] | None
@@ -82,6 +92,18 @@ class Session:
                     ray.kill(actor)
             self.idle.clear()
             return mine
+
+    def end_idle_of_others(self, ray: Any) -> None:
+        """End the idle workers of all other runners: somebody waits for what they hold."""
+        for other in list(_sessions):
+            # A lock that is taken is that of a runner which is about to use its workers.
+            if other is not self and other.lock.acquire(blocking=False):
+                try:
+                    for _, actor in other.idle:
+                        ray.kill(actor)
+                    other.idle.clear()
+                finally:
+                    other.lock.release()
 
 
 @dataclass

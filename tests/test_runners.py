@@ -244,6 +244,22 @@ def test_more_workers_than_there_is_room_for_do_not_wait_for_ever(ray_runner: Ra
     assert sorted(RayRunner(workers=64).map(by_value(square), range(70)))[-1] == 69 * 69
 
 
+def test_idle_workers_of_one_runner_make_room_for_those_of_another(ray_runner: RayRunner) -> None:
+    def build() -> Work:
+        def work(item: int) -> int:
+            time.sleep(0.3)
+            return os.getpid()
+
+        return work
+
+    assert (
+        len(set(ray_runner.map(build, range(6)))) == 2
+    )  # both are kept, idle, on all CPUs there are
+    other = RayRunner(workers=2, worker_wait_s=30)
+    assert len(set(other.map(build, range(6)))) == 2
+    assert len(set(ray_runner.map(build, range(6)))) == 2
+
+
 def test_a_worker_that_can_never_start_is_an_error(ray_runner: RayRunner) -> None:
     with pytest.raises(
         RunnerError,

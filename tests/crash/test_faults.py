@@ -71,7 +71,7 @@ def test_a_fault_at_some_file_operations_harms_nothing(tmp_path: Path, name: str
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize("name", life.STEPS)
 def test_a_fault_at_every_file_operation_harms_nothing(
     tmp_path: Path, name: str, record_property: Callable[[str, object], None]
