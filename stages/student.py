@@ -61,6 +61,9 @@ class Student:
     """Which rows it trains on."""
     fit: Fit = field(default_factory=Fit)
     seed: int = 0
+    tokenizer: str | Path | None = None
+    """Folder of the tokenizer behind its inputs. It must be that of each teacher of texts that its
+    recipe reads, which is checked before anything trains; None checks nothing."""
 
     def __post_init__(self) -> None:
         """Refuse a recipe that reads an output the student does not give."""

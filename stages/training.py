@@ -56,7 +56,8 @@ def plan_train(
 
     Raises UnknownSignalError when a recipe reads a signal that the snapshot lacks, UnknownRowError for
     rows that were never taught, RowsError for an unknown split, column or row and for rows that
-    changed since they were taught, ValueError for two different students of one name and seed.
+    changed since they were taught, ValueError for two different students of one name and seed,
+    IdentityError for a student's tokenizer that is not its teacher's.
     """
     _check(students, rows, snapshot, splits, evaluation)
     reading = Reading(
@@ -173,6 +174,7 @@ def _check(
         columns = base_columns(student.columns) if student.fit.views else student.columns
         require_columns(rows, columns, f"student {student.name!r}")
         _require_signals(student.recipe.reads, snapshot, f"recipe {student.recipe.name!r}")
+        _require_tokenizer(student, snapshot)
         if student.fit.views and snapshot is None:
             raise NotACacheError(
                 f"student {student.name!r} trains on views, which are replayed from a cache; give "
@@ -184,6 +186,20 @@ def _check(
     _require_signals(evaluation.signals, snapshot, "the evaluation")
     if evaluation.split not in splits:
         raise RowsError(f"no split {evaluation.split!r}; {nearest(evaluation.split, splits)}")
+
+
+def _require_tokenizer(student: Student, snapshot: Snapshot | None) -> None:
+    if student.tokenizer is None or snapshot is None or not student.recipe.reads:
+        return
+    from stillroom.stages.teachers.huggingface.agreement import require_tokenizer_of
+
+    teachers = {}
+    for name in student.recipe.reads:
+        source = snapshot.sources[snapshot.find(name)[0]]
+        teachers[source.teacher] = "tokenizer" in snapshot.identity(name)
+    # Others read no texts; where none does, the first says so.
+    for teacher in [t for t, reads_texts in teachers.items() if reads_texts] or list(teachers)[:1]:
+        require_tokenizer_of(snapshot, teacher, student.tokenizer)
 
 
 def _require_signals(signals: Sequence[str], snapshot: Snapshot | None, who: str) -> None:

@@ -20,7 +20,7 @@ from stillroom.stages.teachers.teacher import Answer
 from stillroom.storage import Cache
 from stillroom.storage.errors import FormatError, IdentityError, UnknownSignalError
 from stillroom.storage.folder import Ask
-from tests.stages.builders import plain, taught
+from tests.stages.builders import plain, student, taught, trained
 
 
 def words(folder: Path, **changes: Any) -> Path:
@@ -176,3 +176,21 @@ def test_a_students_tokenizer_is_checked_against_the_cache_alone(tmp_path: Path)
         require_tokenizer_of(snapshot, "raeder", moved)
     with pytest.raises(UnknownSignalError, match="holds answers of 'other', not of 'reader'"):
         require_tokenizer_of(cache.segments()[0], "reader", moved)
+
+
+def test_training_checks_the_students_tokenizer_before_anything_trains(tmp_path: Path) -> None:
+    folder, out = words(tmp_path / "tokenizer"), tmp_path / "students"
+    snapshot = taught(tmp_path / "c", teacher=Reads(plain(), folder))
+    (record,) = trained(out, [student(tokenizer=folder)], snapshot)
+    moved = folder.rename(tmp_path / "moved")
+    (again,) = trained(out, [student(tokenizer=moved)], snapshot)
+    assert again.folder == record.folder  # where it lies is no part of a student
+    words(moved, unk_token="[PAD]")
+    before = sorted(out.iterdir())
+    with pytest.raises(IdentityError, match="is not that of teacher 'reader'"):
+        trained(out, [student("more", tokenizer=moved)], snapshot)
+    assert sorted(out.iterdir()) == before
+    trained(out, [student("hard", "labels", tokenizer=moved)], snapshot)  # reads no teacher
+    other = taught(tmp_path / "d", teacher=plain("other"))
+    with pytest.raises(FormatError, match="'other' names no tokenizer"):
+        trained(out, [student(tokenizer=moved)], other)
