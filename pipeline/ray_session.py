@@ -8,7 +8,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -203,7 +204,7 @@ def _connect(
     try:
         _require_open(address)
         with _import_paths(), own_signals():
-            ray.init(**options)
+            _in_a_lasting_thread(lambda: ray.init(**options))
     except Exception as error:
         mine = f"Ray {ray.__version__} and Python {sys.version.split()[0]}"
         if "Version mismatch" in str(error):
@@ -218,6 +219,30 @@ def _connect(
             f"Ray could not be started {where}: {error}. Check the address and that the cluster runs "
             f"{mine} as this process does, or use LocalRunner(), which needs no Ray"
         ) from error
+
+
+def _in_a_lasting_thread(start: Callable[[], object]) -> None:
+    """Call it where the thread does not end before the process.
+
+    The system kills what Ray starts as soon as the thread that started it ends (PR_SET_PDEATHSIG), and
+    a map may run in a thread that has done its part before others have.
+    """
+    if threading.current_thread() is threading.main_thread():
+        start()
+        return
+    outcome: Future[None] = Future()
+
+    def last() -> None:
+        try:
+            start()
+        except BaseException as error:
+            outcome.set_exception(error)
+            return
+        outcome.set_result(None)
+        threading.Event().wait()
+
+    threading.Thread(target=last, name="stillroom-ray", daemon=True).start()
+    outcome.result()
 
 
 @contextmanager

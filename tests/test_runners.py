@@ -240,6 +240,23 @@ def test_answers_never_travel_through_the_object_store(
     assert object_store_bytes() - before > 32_000_000
 
 
+def test_ray_outlives_the_thread_that_started_it() -> None:
+    check = """
+import threading
+from stillroom.pipeline import RayRunner
+
+with RayRunner(workers=1) as runner:
+    first = threading.Thread(target=lambda: print(list(runner.map(lambda: abs, [-1, 2]))))
+    first.start()
+    first.join()
+    print(list(runner.map(lambda: abs, [-3])))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", check], check=True, timeout=120, capture_output=True, text=True
+    )
+    assert done.stdout.split("\n")[:2] == ["[1, 2]", "[3]"]
+
+
 def test_more_workers_than_there_is_room_for_do_not_wait_for_ever(ray_runner: RayRunner) -> None:
     assert sorted(RayRunner(workers=64).map(by_value(square), range(70)))[-1] == 69 * 69
 
