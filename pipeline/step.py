@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stillroom.pipeline.events import ignore
 from stillroom.pipeline.runner import LocalRunner, Runner
 from stillroom.pipeline.stopping import Stop
 
@@ -18,10 +19,6 @@ file that is printed at the end of a run, `report` a page that is pointed to.
 """
 
 
-def _ignore(event: object) -> None:
-    """The listener that hears nothing."""
-
-
 @dataclass(frozen=True)
 class Run:
     """Where and how a workflow runs now; nothing of it is part of any step's identity."""
@@ -29,7 +26,7 @@ class Run:
     folder: Path
     """Steps keep their outputs and their records under it."""
     runner: Runner = field(default_factory=LocalRunner)
-    listen: Callable[[Any], None] = _ignore
+    listen: Callable[[Any], None] = ignore
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the caller wants of previews, by name; each looks for those that it knows."""
     stop: Stop = field(default_factory=Stop)

@@ -92,15 +92,10 @@ class EncoderTeacher:
         return _Loaded(self)
 
     def _sources(self) -> dict[str, Source]:
-        who = f"teacher {self.name!r}"
-        return {
-            name: sources.source_of(text, self.inputs, GIVES, who)
-            for name, text in self.signals.items()
-        }
+        return sources.sources_of(self.signals, self.inputs, GIVES, f"teacher {self.name!r}")
 
     def _attention(self) -> Attention:
-        read = {source.what for source in self._sources().values()}
-        return "eager" if "attention" in read else self.attention
+        return sources.attention_for(self._sources().values(), self.attention)
 
 
 class _Loaded:
@@ -108,10 +103,8 @@ class _Loaded:
 
     def __init__(self, teacher: EncoderTeacher) -> None:
         self._teacher, self._who = teacher, f"teacher {teacher.name!r}"
-        self._sources = {
-            name: sources.source_of(ask.source, teacher.inputs, GIVES, self._who)
-            for name, ask in teacher.asks().items()
-        }
+        asked = {name: ask.source for name, ask in teacher.asks().items()}
+        self._sources = sources.sources_of(asked, teacher.inputs, GIVES, self._who)
         folder = checkpoint_folder(teacher.folder, self._who)
         reads_pooler = any(source.what == "pooler" for source in self._sources.values())
         model = load_model(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from stillroom.stages.teachers.huggingface.checkpoint import Attention
 from stillroom.storage.errors import SignalError, nearest
 from stillroom.storage.folder import Ask
 
@@ -49,6 +50,18 @@ def source_of(text: str, inputs: Sequence[str], known: Mapping[str, str], who: s
     if column not in inputs:
         raise SignalError(f"{who}: {text!r} reads no column it is given; {nearest(column, inputs)}")
     return Source(what, option, column)
+
+
+def sources_of(
+    texts: Mapping[str, str], inputs: Sequence[str], known: Mapping[str, str], who: str
+) -> dict[str, Source]:
+    """The same of every signal, by its name."""
+    return {name: source_of(text, inputs, known, who) for name, text in texts.items()}
+
+
+def attention_for(read: Iterable[Source], otherwise: Attention) -> Attention:
+    """How a model must compute attention: eager where a signal reads it, as sdpa keeps none."""
+    return "eager" if any(source.what == "attention" for source in read) else otherwise
 
 
 def _optional(pattern: str) -> str:

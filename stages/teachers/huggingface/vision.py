@@ -84,15 +84,10 @@ class VisionTeacher:
         return _Loaded(self)
 
     def _sources(self) -> dict[str, Source]:
-        who = f"teacher {self.name!r}"
-        return {
-            name: sources.source_of(text, self.inputs, GIVES, who)
-            for name, text in self.signals.items()
-        }
+        return sources.sources_of(self.signals, self.inputs, GIVES, f"teacher {self.name!r}")
 
     def _attention(self) -> Attention:
-        read = {source.what for source in self._sources().values()}
-        return "eager" if "attention" in read else self.attention
+        return sources.attention_for(self._sources().values(), self.attention)
 
 
 class _Loaded:
