@@ -16,9 +16,10 @@ from benchmarks.measuring import Line, Section, Timing, interleaved
 from stillroom.pipeline.runner import LocalRunner
 from stillroom.stages import recipes
 from stillroom.stages.data.rows import ArrayRows
+from stillroom.stages.fit import Fit
 from stillroom.stages.fitting import Fitting
 from stillroom.stages.loading import Loader
-from stillroom.stages.student import Fit, Student
+from stillroom.stages.student import Student
 from stillroom.stages.teachers.function import FunctionTeacher
 from stillroom.stages.teaching import teach
 from stillroom.storage import Cache, Reader

@@ -21,9 +21,11 @@ from rated_texts import archive, rated_texts
 from stillroom.pipeline.step import Result, Run, Step
 from stillroom.stages.data.rows import ArrayRows
 from stillroom.stages.evaluating import Evaluation
-from stillroom.stages.recipe import Recipe, term
-from stillroom.stages.student import Fit, Student
+from stillroom.stages.fit import Fit
+from stillroom.stages.recipe import Recipe
+from stillroom.stages.student import Student
 from stillroom.stages.teachers.module import ModuleTeacher
+from stillroom.stages.term import term
 from stillroom.storage.files import write_atomic
 from stillroom.storage.keys import as_keys
 from stillroom.storage.reader import Reader

@@ -22,12 +22,14 @@ from sentences_teacher import model_folder
 from stillroom.pipeline.step import Step
 from stillroom.stages.data.rows import ArrayRows, find_rows
 from stillroom.stages.evaluating import Evaluation
+from stillroom.stages.fit import Fit
 from stillroom.stages.objectives.features import cosine_distance
 from stillroom.stages.objectives.logits import cross_entropy
-from stillroom.stages.recipe import Recipe, term
-from stillroom.stages.student import Fit, Student
+from stillroom.stages.recipe import Recipe
+from stillroom.stages.student import Student
 from stillroom.stages.teachers.huggingface.encoder import EncoderTeacher
 from stillroom.stages.teachers.huggingface.texts import Texts
+from stillroom.stages.term import term
 from stillroom.storage.keys import as_keys
 from stillroom.storage.reader import Reader
 

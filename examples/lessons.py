@@ -27,7 +27,7 @@ from stillroom.storage.cache import Cache
 from stillroom.storage.errors import StillroomError
 from stillroom.storage.files import write_atomic
 from stillroom.storage.reader import Reader
-from stillroom.workflows.digits_report import interval
+from stillroom.workflows.intervals import interval
 from stillroom.workflows.plan_words import plan_options, preview_of
 
 Line = Mapping[str, Sequence[float]]

@@ -21,12 +21,15 @@ from numpy.typing import NDArray
 from stillroom.pipeline.step import Step
 from stillroom.stages.data.rows import ArrayRows
 from stillroom.stages.evaluating import Evaluation
+from stillroom.stages.fit import Fit
 from stillroom.stages.heads.projectors import linear_projector
 from stillroom.stages.objectives.features import cosine_distance
 from stillroom.stages.objectives.logits import cross_entropy, kl
-from stillroom.stages.recipe import Head, Recipe, term
-from stillroom.stages.student import Fit, Student
+from stillroom.stages.parts import Head
+from stillroom.stages.recipe import Recipe
+from stillroom.stages.student import Student
 from stillroom.stages.teachers.module import ModuleTeacher
+from stillroom.stages.term import term
 from stillroom.storage.keys import as_keys
 from stillroom.storage.reader import Reader
 

@@ -21,11 +21,13 @@ from rated_texts import BUCKETS, archive, hashed, rated_texts
 from stillroom.pipeline.step import Step
 from stillroom.stages.data.rows import ArrayRows
 from stillroom.stages.evaluating import Evaluation
+from stillroom.stages.fit import Fit
 from stillroom.stages.objectives.logits import cross_entropy
-from stillroom.stages.recipe import Recipe, term
-from stillroom.stages.student import Fit, Student
+from stillroom.stages.recipe import Recipe
+from stillroom.stages.student import Student
 from stillroom.stages.teachers.ratings import long_ratings
 from stillroom.stages.teachers.table import TableTeacher
+from stillroom.stages.term import term
 from stillroom.storage.keys import as_keys
 from stillroom.storage.reader import Reader
 

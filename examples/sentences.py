@@ -20,8 +20,9 @@ from sentences_teacher import SIGNALS, sentence_teacher
 from stillroom.pipeline.step import Preview, Result, Run, Step
 from stillroom.stages.data.rows import ArrayRows
 from stillroom.stages.evaluating import Evaluation
+from stillroom.stages.fit import Fit
 from stillroom.stages.plans.planning import plan_teach
-from stillroom.stages.student import Fit, Record, Student
+from stillroom.stages.student import Record, Student
 from stillroom.stages.teaching import teach
 from stillroom.stages.training import plan_train, train
 from stillroom.storage.cache import Cache

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from stillroom.stages.objectives.features import cosine_distance
-from stillroom.stages.recipe import Recipe, Term, term
+from stillroom.stages.recipe import Recipe
+from stillroom.stages.term import Term, term
 
 if TYPE_CHECKING:
     from torch import Tensor

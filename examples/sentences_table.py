@@ -13,7 +13,7 @@ from stillroom.stages.data.rows import ArrayRows
 from stillroom.stages.student import Record
 from stillroom.storage.keys import KeyIndex, as_keys
 from stillroom.storage.reader import Reader
-from stillroom.workflows.digits_report import interval
+from stillroom.workflows.intervals import interval
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -24,9 +24,11 @@ from rated_texts import archive, rated_texts
 from stillroom.pipeline.step import Step
 from stillroom.stages.data.rows import ArrayRows
 from stillroom.stages.evaluating import Evaluation
-from stillroom.stages.recipe import Recipe, term
-from stillroom.stages.student import Fit, Student
+from stillroom.stages.fit import Fit
+from stillroom.stages.recipe import Recipe
+from stillroom.stages.student import Student
 from stillroom.stages.teachers.function import FunctionTeacher
+from stillroom.stages.term import term
 from stillroom.storage.keys import as_keys
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.reader import Reader

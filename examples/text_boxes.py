@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from stillroom.pipeline.step import Step
 from stillroom.stages.data.rows import ArrayRows, find_rows
 from stillroom.stages.evaluating import Evaluation
-from stillroom.stages.recipe import Recipe, term
-from stillroom.stages.student import Fit, Student
+from stillroom.stages.fit import Fit
+from stillroom.stages.recipe import Recipe
+from stillroom.stages.student import Student
 from stillroom.stages.teachers.onnx import OnnxTeacher
+from stillroom.stages.term import term
 from stillroom.storage.keys import as_keys
 from stillroom.storage.reader import Reader
 

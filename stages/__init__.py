@@ -20,10 +20,12 @@ from stillroom.stages.deriving import methods as derivations
 from stillroom.stages.deriving.derivation import RowWise, Summary
 from stillroom.stages.deriving.deriving import derive, derive_signals, derived
 from stillroom.stages.evaluating import Evaluation, classification
+from stillroom.stages.fit import Fit
+from stillroom.stages.parts import Answer, Controller, Head
 from stillroom.stages.plans.planning import plan_teach
 from stillroom.stages.plans.probing import Probe, probe
-from stillroom.stages.recipe import Head, Recipe, Term, term
-from stillroom.stages.student import Fit, Record, Student
+from stillroom.stages.recipe import Recipe
+from stillroom.stages.student import Record, Student
 from stillroom.stages.teachers.function import FunctionTeacher
 from stillroom.stages.teachers.huggingface.agreement import (
     require_same_tokenizer,
@@ -46,6 +48,7 @@ from stillroom.stages.teachers.teacher import Teacher
 from stillroom.stages.teachers.timm import timm_teacher
 from stillroom.stages.teachers.vllm import VllmEngineTeacher, VllmTeacher
 from stillroom.stages.teaching import Assignment, teach, teach_all
+from stillroom.stages.term import Term, term
 from stillroom.stages.training import plan_train, train
 from stillroom.stages.views.boxes import Crop, Erase, Flip
 from stillroom.stages.views.mixing import Cutmix, Mixup
@@ -56,10 +59,12 @@ from stillroom.stages.views.rows import ViewedRows
 from stillroom.stages.views.teacher import ViewedTeacher
 
 __all__ = [
+    "Answer",
     "ArrayRows",
     "Assignment",
     "AuditReport",
     "Colour",
+    "Controller",
     "Crop",
     "Cutmix",
     "DatasetRows",

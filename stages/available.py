@@ -62,7 +62,7 @@ def available_rows(
 
 def _read(students: Sequence[Student], evaluation: Evaluation, split: str) -> set[tuple[str, int]]:
     """Signals that are read of a split, each with the number of views."""
-    found = {(s, st.fit.views) for st in students if st.split == split for s in st.recipe.reads}
+    found = {(s, st.fit.views) for st in students if split in st.splits for s in st.reads}
     if evaluation.split == split:
         found |= {(signal, 0) for signal in evaluation.signals}
     return found

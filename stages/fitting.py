@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from stillroom.stages.evaluating import Evaluation
+from stillroom.stages.learning import Learning
 from stillroom.stages.loading import Loader, Tensors
-from stillroom.stages.recipe import Recipe
+from stillroom.stages.recipe import INDEX
+from stillroom.stages.streams import Streams, joined
 from stillroom.stages.student import Student
 from stillroom.stages.teachers.layers import LayerTaps
+from stillroom.stages.teachers.weights import load_state
 from stillroom.storage.errors import StillroomError, listed
 
 
@@ -23,144 +28,143 @@ class TrainingError(StillroomError, RuntimeError):
 
 
 class Fitting:
-    """A student's module, its heads and their optimiser."""
+    """A student that is being trained: epochs, then what it answers."""
 
-    def __init__(self, student: Student, loader: Loader, device: str = "auto") -> None:
+    def __init__(
+        self,
+        student: Student,
+        rows: Streams | Loader,
+        device: str = "auto",
+        tables: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    ) -> None:
         """Build everything from the seed; heads take their shapes from the first rows.
 
         "auto" takes a GPU where this process has one.
         """
-        self.student, self._loader = student, loader
+        self.student = student
+        self._rows = rows if isinstance(rows, Streams) else Streams(rows, seed=student.seed)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._device = torch.device(device)
         torch.manual_seed(student.seed)
-        self.module = student.build().to(self._device)
-        owner = f"student {student.name!r}"
-        self._taps = LayerTaps(self.module, student.layers, owner)
-        needed = {name: student.layers[name] for name in student.recipe.outputs}
-        self._learning = LayerTaps(self.module, needed, owner)
-        self.heads = self._build_heads(student.recipe)
-        fit = student.fit
-        parameters = [*self.module.parameters(), *self.heads.parameters()]
-        self._optimizer = torch.optim.AdamW(
-            parameters, lr=fit.learning_rate, weight_decay=fit.weight_decay
-        )
-        self._schedule: Any = None
-        if fit.schedule == "onecycle":
-            self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-                self._optimizer, fit.learning_rate, total_steps=fit.epochs * len(loader)
-            )
-
-    def _build_heads(self, recipe: Recipe) -> nn.ModuleDict:
-        self.module.eval()
+        self.module = student.build().to(torch.device(device))
+        if student.start is not None:
+            self._start(student.start)
+        self._taps = LayerTaps(self.module, student.layers, f"student {student.name!r}")
+        held = {name: torch.from_numpy(np.asarray(given)) for name, given in (tables or {}).items()}
+        self.learning = Learning(student, self.module, torch.device(device), held)
+        first = self._rows.first()
+        self.learning.prepare(first, student.fit.epochs * len(self._rows))
+        self.settings: dict[str, Any] = {}
+        """Those of the recipe's answer."""
+        if student.recipe.answer is not None:
+            self.settings = dict(student.recipe.answer.settings)
         with torch.no_grad():
-            tensors = self._placed(self._loader.batch(np.arange(min(2, len(self._loader.keys)))))
-            tensors |= self.outputs(tensors)
-            heads = {}
-            for head in recipe.heads:
-                given, wanted = tensors[head.input].shape[1:], tensors[head.like].shape[1:]
-                heads[head.name] = head.build(tuple(given), tuple(wanted))
-            modules = nn.ModuleDict(heads).to(self._device)
-            self._check_terms(recipe, {**tensors, **self._head_outputs(modules, tensors)})
-        return modules
+            self._check_terms(self.learning.complete(self.learning.given(first)))
 
-    def _check_terms(self, recipe: Recipe, tensors: Mapping[str, Any]) -> None:
-        """Every term must take these tensors and give one number a row: said before training."""
-        for term in recipe.terms:
-            shapes = ", ".join(f"{n} {_shape(tensors.get(n))}" for n in term.inputs)
+    def _start(self, weights: Path) -> None:
+        try:
+            self.module.load_state_dict(load_state(weights))
+        except RuntimeError as error:
+            raise TrainingError(
+                f"student {self.student.name!r} cannot start from {weights}, which is of another "
+                f"architecture: {error}"
+            ) from error
+
+    def _check_terms(self, tensors: Mapping[str, Any]) -> None:
+        """Every term must take these tensors and give losses: said before training."""
+        for term in self.student.recipe.terms:
+            shapes = ", ".join(f"{n} {_shape(tensors.get(n))}" for n in term.names)
+            said = f"student {self.student.name!r}: term {term!r}"
             try:
-                losses = term(tensors)
+                losses, mean = term(tensors), term.mean(tensors)
             except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+                raise TrainingError(f"{said} does not fit {shapes}: {error}") from error
+            rows = len(tensors[f"batch.{INDEX}"])
+            if (losses.ndim and not term.where and len(losses) != rows) or mean.ndim:
                 raise TrainingError(
-                    f"student {self.student.name!r}: term {term!r} does not fit {shapes}: {error}"
-                ) from error
-            rows = len(tensors[term.inputs[0]])
-            if losses.shape != (rows,):
-                raise TrainingError(
-                    f"student {self.student.name!r}: term {term!r} gave shape {tuple(losses.shape)} "
-                    f"for {shapes}; a term gives one loss a row, ({rows},)"
+                    f"{said} gave shape {tuple(losses.shape)} for {shapes}; a term gives losses for each "
+                    f"row, ({rows}, ...), or one number"
                 )
-
-    def _placed(self, tensors: Tensors) -> Tensors:
-        """The batch on the student's device; texts stay where they are."""
-        if self._device.type == "cpu":
-            return tensors
-        return {n: t.to(self._device) if hasattr(t, "to") else t for n, t in tensors.items()}
-
-    def outputs(self, tensors: Tensors) -> Tensors:
-        """`student.NAME` for every layer, of one forward pass."""
-        return self._outputs(self._taps, tensors)
-
-    def _outputs(self, taps: LayerTaps, tensors: Tensors) -> Tensors:
-        given = tuple(tensors[f"row.{name}"] for name in self.student.inputs)
-        return {f"student.{n}": t for n, t in taps.run(given, {}).items()}
-
-    def _head_outputs(self, heads: nn.ModuleDict, tensors: Mapping[str, Any]) -> Tensors:
-        return {
-            f"head.{h.name}": heads[h.name](tensors[h.input]) for h in self.student.recipe.heads
-        }
 
     def epoch(self, number: int) -> float:
         """One pass over the rows; the mean loss. TrainingError when a loss is no number."""
         self.module.train()
-        self.heads.train()
+        self.learning.heads.train()
         total, rows = 0.0, 0
-        for chosen, loaded in self._loader.epoch(number):
-            tensors = self._placed(loaded)
-            tensors |= self._outputs(self._learning, tensors)
-            tensors |= self._head_outputs(self.heads, tensors)
-            loss = self._loss(tensors)
-            value = loss.item()
-            if not math.isfinite(value):
-                keys = [self._loader.keys[int(i)].as_py() for i in chosen]
-                raise TrainingError(
-                    f"student {self.student.name!r}, seed {self.student.seed}, epoch {number}: the "
-                    f"loss became {value} on rows {listed(keys)}; lower the learning rate "
-                    f"({self.student.fit.learning_rate:g}) or look at these rows"
-                )
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self._optimizer.step()
-            if self._schedule is not None:
-                self._schedule.step()
-            total, rows = total + value * len(chosen), rows + len(chosen)
+        for chosen, loaded in self._rows.epoch(number):
+            total += self._update(loaded, number, chosen) * len(chosen)
+            rows += len(chosen)
         return total / rows
 
-    def _loss(self, tensors: Tensors) -> torch.Tensor:
-        """The weighted sum of the terms' means."""
-        first, *others = (
-            t(tensors).mean() if t.weight == 1 else t.weight * t(tensors).mean()
-            for t in self.student.recipe.terms
-        )
-        return sum(others, start=first)
+    def _update(self, loaded: Tensors, epoch: int, chosen: Any) -> float:
+        """One step; its loss."""
+        learning, step = self.learning, self.student.recipe.step
+        learning.tensors = learning.given(loaded)
+        if step is not None:
+            value = self._finite(step(learning), epoch, chosen)
+            learning.finish_step(learning.tensors, [])
+            return value
+        tensors = learning.complete()
+        means = learning.means(tensors)
+        loss = learning.loss(tensors, means)
+        value = self._finite(loss, epoch, chosen)
+        learning.descend(loss)
+        learning.finish_step(tensors, means)
+        return value
+
+    def _finite(self, loss: Tensor, epoch: int, chosen: Any) -> float:
+        value = loss.item()
+        if not math.isfinite(value):
+            keys = [self._rows.keys[int(i)].as_py() for i in chosen]
+            raise TrainingError(
+                f"student {self.student.name!r}, seed {self.student.seed}, epoch {epoch}: the "
+                f"loss became {value} on rows {listed(keys)}; lower the learning rate "
+                f"({self.student.fit.learning_rate:g}) or look at these rows"
+            )
+        return value
+
+    def tune(self, validation: Loader) -> None:
+        """Choose the settings of the recipe's answer that score best on these rows."""
+        answer = self.student.recipe.answer
+        if answer is None or not answer.grid or answer.score is None:
+            return
+        tensors, best = self._collected(validation), -math.inf
+        label = tensors[f"row.{answer.label}"]
+        inputs = [tensors[name] for name in answer.inputs]
+        for values in itertools.product(*answer.grid.values()):
+            tried = self.settings | dict(zip(answer.grid, values, strict=True))
+            score = float(answer.score(answer.function(*inputs, **tried), label))
+            if score > best:
+                best, self.settings = score, tried
 
     def evaluate(self, loader: Loader, evaluation: Evaluation) -> dict[str, Any]:
         """Metrics on the held-out rows."""
+        tensors = self._collected(loader)
+        answer = self.student.recipe.answer
+        if answer is not None:
+            inputs = [tensors[name] for name in answer.inputs]
+            with torch.inference_mode():
+                tensors[f"student.{answer.name}"] = answer.function(*inputs, **self.settings)
+        return evaluation.measure(tensors)
+
+    def _collected(self, loader: Loader) -> dict[str, Any]:
+        """What is loaded and what the student and its kept heads answer, of all rows, on the CPU."""
         self.module.eval()
-        collected: dict[str, list[Any]] = {}
+        self.learning.heads.eval()
+        kept = [head for head in self.student.recipe.heads if head.kept]
+        collected: dict[str, list[Tensor]] = {}
         with torch.inference_mode():
             for loaded in loader.ordered():
-                tensors = self._placed(loaded)
-                for name, tensor in {**tensors, **self.outputs(tensors)}.items():
-                    if isinstance(tensor, torch.Tensor):
+                tensors = self.learning.given(loaded)
+                inputs = tuple(tensors[f"row.{name}"] for name in self.student.inputs)
+                tensors |= {f"student.{n}": t for n, t in self._taps.run(inputs, {}).items()}
+                tensors |= {f"head.{h.name}": self.learning.apply(h, tensors) for h in kept}
+                for name, tensor in tensors.items():
+                    rowwise = not name.startswith(("table.", "state."))
+                    if isinstance(tensor, Tensor) and tensor.ndim and rowwise:
                         collected.setdefault(name, []).append(tensor.cpu())
-            return evaluation.measure({name: joined(t) for name, t in collected.items()})
-
-
-def joined(batches: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Batches after one another; those of ragged rows, each as wide as its longest row, get the width
-    of the widest, filled with zeros as their rows are."""
-    sizes = [max(size) for size in zip(*(batch.shape[1:] for batch in batches), strict=True)]
-    return torch.cat([_filled(batch, sizes) for batch in batches])
-
-
-def _filled(batch: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    lacking = [wide - has for wide, has in zip(sizes, batch.shape[1:], strict=True)]
-    if not any(lacking):
-        return batch
-    # The last axis first, in front and behind.
-    return torch.nn.functional.pad(batch, [n for lack in reversed(lacking) for n in (0, lack)])
+        found: dict[str, Any] = {name: joined(each) for name, each in collected.items()}
+        return found | {name: table.cpu() for name, table in self.learning.tables.items()}
 
 
 def _shape(given: Any) -> str:

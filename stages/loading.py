@@ -37,11 +37,13 @@ class Loader:
         batch_size: int,
         seed: int = 0,
         replay: Replay | None = None,
+        parts: Sequence[str] = (),
     ) -> None:
         """Join `keys` with the data set and with the reader's snapshot (None: no teacher read).
 
         With a `replay` of the same keys and snapshot, batches are of views: epoch e of view
-        1 + e mod K, with the teacher's answers to exactly that view.
+        1 + e mod K, with the teacher's answers to exactly that view. Signals named in `parts` come as
+        `teacher.SIGNAL.PART`, as their encoding stores them.
 
         Raises RowsError or UnknownRowError naming the rows that are missing.
         """
@@ -52,6 +54,7 @@ class Loader:
         if len(self._places) == 0:
             raise RowsError("no rows were chosen; there is nothing to load")
         self._halves: dict[str, torch.dtype] = {}
+        self._parts = tuple(parts)
         self._positions, self._replay = np.zeros(0, np.int64), replay
         if replay is not None:
             _require_same(replay, self.keys, reader)
@@ -66,6 +69,11 @@ class Loader:
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self._cuts()) + 1
+
+    @property
+    def views(self) -> int:
+        """How many views it goes round; 0 where rows are as they are."""
+        return 0 if self._replay is None else self._replay.views
 
     def epoch(self, number: int) -> Iterator[tuple[NDArray[np.int64], Tensors]]:
         """Shuffled batches: indices into `keys`, and the tensors of those rows."""
@@ -103,12 +111,15 @@ class Loader:
         if self._reader is not None:
             for name, values in self._decoded(self._reader, positions[chosen]).items():
                 tensors.update(_tensors(f"teacher.{name}", values))
+            for name, stored in self._reader.parts(positions[chosen], self._parts).items():
+                for part, values in stored.items():
+                    tensors.update(_tensors(f"teacher.{name}.{part}", values))
         return tensors
 
     def _decoded(self, reader: Reader, positions: NDArray[np.int64]) -> dict[str, Any]:
         """The reader's rows. Half floats are widened by torch, several times faster than by numpy
         and to the same float32."""
-        others = [name for name in reader.names if name not in self._halves]
+        others = [n for n in reader.names if n not in self._halves and n not in self._parts]
         decoded: dict[str, Any] = dict(reader.take(positions, others))
         for name, parts in reader.stored(positions, list(self._halves)).items():
             ragged = parts[""] if isinstance(parts[""], Ragged) else None

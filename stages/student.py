@@ -4,44 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from stillroom.stages.fit import Fit
 from stillroom.stages.recipe import Recipe
+from stillroom.stages.teachers.weights import file_weights
 from stillroom.storage.code import code_identity
 from stillroom.storage.files import read_json
 from stillroom.storage.signal import checked_name
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How a student is optimised: AdamW over shuffled batches."""
-
-    epochs: int = 12
-    batch_size: int = 100
-    learning_rate: float = 4e-3
-    weight_decay: float = 1e-2
-    schedule: Literal["onecycle", "constant"] = "onecycle"
-    """One cycle of warm-up and annealing (Smith and Topin 2019), or a constant rate."""
-    evaluate_every: int = 1
-    """Epochs between evaluations; the last epoch is always evaluated."""
-    views: int = 0
-    """0: rows as they are. K: epoch e is of view 1 + e mod K, as the teacher saw it; evaluation is
-    always of rows as they are."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings that cannot train."""
-        counts = (self.epochs, self.batch_size, self.evaluate_every)
-        if min(counts) < 1 or not self.learning_rate > 0:
-            raise ValueError(f"epochs, batch size and learning rate must be positive: {self}")
-        if self.views < 0:
-            raise ValueError(f"views counts from 0 (rows as they are), found {self.views}")
-        if self.schedule not in ("onecycle", "constant"):
-            raise ValueError(f"schedule is onecycle or constant, found {self.schedule!r}")
 
 
 @dataclass(frozen=True)
@@ -59,6 +34,15 @@ class Student:
     """What `student.NAME` is: a module of it, as torch names it ("" is its output)."""
     split: str = "train"
     """Which rows it trains on."""
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """Splits of further streams of rows, by the name that its recipe has for each. Every batch holds as
+    many rows of each stream as of its own split, drawn again and again."""
+    validation: str = ""
+    """The split on which its recipe's answer is tuned; empty: it is not tuned."""
+    signals: Mapping[str, str] = field(default_factory=dict)
+    """The cache's name for a signal that its recipe calls otherwise: {"robust": "wide/logits"}."""
+    start: Path | None = None
+    """Weights that it starts from, of the same architecture; None: those that `build` makes."""
     fit: Fit = field(default_factory=Fit)
     seed: int = 0
     tokenizer: str | Path | None = None
@@ -74,28 +58,49 @@ class Student:
                     f"student {self.name!r}: recipe {self.recipe.name!r} reads student.{output}; say "
                     f"which module that is: layers={{..., {output!r}: 'module.name'}}"
                 )
+        for stream in self.recipe.streams:
+            if stream not in self.beside:
+                raise ValueError(
+                    f"student {self.name!r}: recipe {self.recipe.name!r} needs a stream of rows "
+                    f"{stream!r}; name the split that they come from: beside={{{stream!r}: 'SPLIT'}}"
+                )
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column of the data set that it reads while training."""
         return tuple(dict.fromkeys((*self.inputs, *self.recipe.columns)))
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The signals that it reads, as the cache calls them."""
+        return tuple(dict.fromkeys(self.signals.get(name, name) for name in self.recipe.reads))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Every split that it trains on, its own first."""
+        streams = [self.beside[stream] for stream in self.recipe.streams]
+        return tuple(dict.fromkeys((self.split, *streams)))
+
     def identity(self) -> dict[str, Any]:
         """Architecture, recipe, optimisation and seed; without its name or any path."""
-        fit = asdict(self.fit)
-        if not self.fit.views:
-            del fit["views"]  # as it was spelled before there were views
+        given = {name: self.signals[name] for name in self.recipe.reads if name in self.signals}
+        extra: dict[str, Any] = {
+            "beside": list(self.recipe.streams),
+            "signals": given,
+            "start": None if self.start is None else file_weights(self.start),
+        }
         return {
             "build": code_identity(self.build),
             "recipe": self.recipe.identity(),
             "inputs": list(self.inputs),
             "layers": dict(self.layers),
-            "fit": fit,
+            "fit": self.fit.identity(),
             "seed": self.seed,
             "libraries": {
                 "stillroom": importlib.metadata.version("stillroom"),
                 "torch": importlib.metadata.version("torch").split("+")[0],
             },
+            **{name: value for name, value in extra.items() if value},
         }
 
 
@@ -132,3 +137,13 @@ class Record:
     def weights(self) -> Path:
         """Its state dict, without heads."""
         return self.folder / "weights.safetensors"
+
+    @property
+    def average(self) -> Path:
+        """The moving average of its weights, where `Fit(average=...)` asked for one."""
+        return self.folder / "average.safetensors"
+
+    @property
+    def heads(self) -> Path:
+        """The heads that inference needs, `NAME.` before each of their tensors' names."""
+        return self.folder / "heads.safetensors"

@@ -7,9 +7,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from stillroom.stages.data.rows import Rows
 from stillroom.stages.evaluating import Evaluation
@@ -19,6 +20,10 @@ from stillroom.storage.errors import StillroomError
 from stillroom.storage.files import write_atomic, write_json
 from stillroom.storage.reader import Reader
 from stillroom.storage.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from stillroom.stages.fitting import Fitting
+    from stillroom.stages.loading import Loader
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class StudentWork:
     threads: int
     asked: Mapping[str, int] = field(default_factory=dict)
     """Rows of each split before those were left out that are still to be taught."""
+    tables: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Arrays about no row, by the name that recipes have for them."""
 
     def __call__(self) -> StudentWorker:
         """Nothing is loaded before the first student."""
@@ -72,17 +79,47 @@ class StudentWorker:
             self._readers[signals] = Reader(self._work.snapshot, signals)
         return self._readers[signals]
 
-    def _replay(self, student: Student) -> Replay | None:
+    def _replay(self, student: Student, split: str) -> Replay | None:
         """The views that it trains on; found once for all students that read the same."""
-        work, views, signals = self._work, student.fit.views, student.recipe.reads
+        work, views, signals = self._work, student.fit.views, student.reads
         if not views or work.snapshot is None:
             return None
-        wanted = (student.split, views, signals)
+        wanted = (split, views, signals)
         if wanted not in self._replays:
             self._replays[wanted] = Replay(
-                work.rows, work.snapshot, work.splits[student.split], views=views, signals=signals
+                work.rows, work.snapshot, work.splits[split], views=views, signals=signals
             )
         return self._replays[wanted]
+
+    def _loader(self, student: Student, split: str) -> Loader:
+        """What it reads of a split while training."""
+        from stillroom.stages.loading import Loader
+
+        cached = student.signals
+        return Loader(
+            self._work.rows,
+            self._work.splits[split],
+            student.columns,
+            self._reader(student.reads),
+            batch_size=student.fit.batch_size,
+            seed=student.seed,
+            replay=self._replay(student, split),
+            parts=[cached.get(name, name) for name in student.recipe.parts],
+        )
+
+    def _held_out(self, student: Student, split: str, evaluation: Evaluation) -> Loader:
+        """What is read of a split on which it is measured or tuned."""
+        from stillroom.stages.loading import Loader
+
+        answer = student.recipe.answer
+        asked = () if answer is None else answer.columns
+        return Loader(
+            self._work.rows,
+            self._work.splits[split],
+            tuple(dict.fromkeys((*student.inputs, *evaluation.columns, *asked))),
+            self._reader(evaluation.signals),
+            batch_size=1024,
+        )
 
     def __call__(self, task: StudentTask) -> dict[str, Any]:
         """Train and evaluate, store the weights and then the record; return it."""
@@ -98,30 +135,17 @@ class StudentWorker:
             torch.set_num_threads(before)
 
     def _trained(self, task: StudentTask) -> dict[str, Any]:
-        from safetensors.torch import save
-
         from stillroom.stages.fitting import Fitting
-        from stillroom.stages.loading import Loader
+        from stillroom.stages.streams import Streams
 
         student, work, evaluation = task.student, self._work, self._work.evaluation
         started = time.perf_counter()
-        loader = Loader(
-            work.rows,
-            work.splits[student.split],
-            student.columns,
-            self._reader(student.recipe.reads),
-            batch_size=student.fit.batch_size,
-            seed=student.seed,
-            replay=self._replay(student),
-        )
-        held_out = Loader(
-            work.rows,
-            work.splits[evaluation.split],
-            tuple(dict.fromkeys((*student.inputs, *evaluation.columns))),
-            self._reader(evaluation.signals),
-            batch_size=1024,
-        )
-        fitting = Fitting(student, loader)
+        beside = {s: self._loader(student, student.beside[s]) for s in student.recipe.streams}
+        main = self._loader(student, student.split)
+        held_out = self._held_out(student, evaluation.split, evaluation)
+        tables = {name: work.tables[name] for name in student.recipe.tables}
+        streams = Streams(main, beside, seed=student.seed, names=student.signals)
+        fitting = Fitting(student, streams, tables=tables)
         curve: list[dict[str, Any]] = []
         metrics: dict[str, Any] = {}
         fit_seconds = 0.0
@@ -131,25 +155,26 @@ class StudentWorker:
             fit_seconds += time.perf_counter() - before
             if number % student.fit.evaluate_every and number < student.fit.epochs:
                 continue
+            if student.validation and student.recipe.answer is not None:
+                fitting.tune(self._held_out(student, student.validation, evaluation))
             metrics = fitting.evaluate(held_out, evaluation)
             scalars = {n: v for n, v in metrics.items() if isinstance(v, float)}
             curve.append({"epoch": number, "loss": loss, **scalars})
-        state = {
-            n: t.detach().cpu().clone().contiguous() for n, t in fitting.module.state_dict().items()
-        }
-        write_atomic(task.folder / "weights.safetensors", [save(state)])
+        _store(task.folder, fitting)
         record = {
             "student": student.name,
             "seed": student.seed,
             "digest": task.digest,
             "identity": dict(task.identity),
-            "snapshot": work.snapshot.number if work.snapshot and student.recipe.reads else None,
+            "snapshot": work.snapshot.number if work.snapshot and student.reads else None,
             "recipe": student.recipe.name,
             "terms": [repr(term) for term in student.recipe.terms],
-            "reads": list(student.recipe.reads),
+            "reads": list(student.reads),
             "split": student.split,
-            "rows": len(loader.keys),
+            "rows": len(main.keys),
             **({"asked_rows": work.asked[student.split]} if student.split in work.asked else {}),
+            **({"beside": dict(student.beside)} if beside else {}),
+            **({"answer": fitting.settings} if student.recipe.answer is not None else {}),
             "fit": asdict(student.fit),
             "parameters": sum(p.numel() for p in fitting.module.parameters()),
             "metrics": metrics,
@@ -160,3 +185,21 @@ class StudentWorker:
         }
         write_json(task.folder / "record.json", record)
         return record
+
+
+def _store(folder: Path, fitting: Fitting) -> None:
+    """The student's weights, their moving average, and the heads that inference needs."""
+    from safetensors.torch import save
+
+    learning = fitting.learning
+    kept = [head.name for head in fitting.student.recipe.heads if head.kept]
+    heads = {
+        f"{name}.{key}": tensor
+        for name in kept
+        for key, tensor in learning.heads[name].state_dict().items()
+    }
+    files = {"heads": heads, "average": learning.average, "weights": fitting.module.state_dict()}
+    for name, state in files.items():
+        if state or name == "weights":
+            cpu = {n: t.detach().cpu().clone().contiguous() for n, t in state.items()}
+            write_atomic(folder / f"{name}.safetensors", [save(cpu)])

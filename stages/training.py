@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stillroom.stages.available import Available, available_rows
 from stillroom.stages.data.rows import Rows, require_columns
@@ -46,6 +50,7 @@ def plan_train(
     evaluation: Evaluation,
     folder: Path,
     available: bool = False,
+    tables: Mapping[str, NDArray[Any]] = MappingProxyType({}),
 ) -> TrainPlan:
     """Compare every student's identity with the records in `folder`.
 
@@ -60,6 +65,7 @@ def plan_train(
     IdentityError for a student's tokenizer that is not its teacher's.
     """
     _check(students, rows, snapshot, splits, evaluation)
+    _require_tables(students, tables)
     reading = Reading(
         rows, snapshot, _there(students, snapshot, splits, evaluation, available).splits
     )
@@ -74,20 +80,29 @@ def plan_train(
             "teacher": {name: reading.teacher(name, split) for name in signals},
         }
 
+    digests = {name: digest(code_identity(np.asarray(held))) for name, held in tables.items()}
     stale: list[StudentTask] = []
     fresh: list[StudentTask] = []
     for student in students:
         measured = (*student.inputs, *evaluation.columns)
         identity = {
             "student": student.identity(),
-            **identified(
-                *(student.columns, student.recipe.reads, student.split, student.fit.views)
-            ),
+            **identified(student.columns, student.reads, student.split, student.fit.views),
             "evaluation": {
                 "measure": code_identity(evaluation.measure),
                 **identified(measured, evaluation.signals, evaluation.split),
             },
         }
+        for stream in student.recipe.streams:
+            split = student.beside[stream]
+            identity[f"beside {stream}"] = identified(
+                student.columns, student.reads, split, student.fit.views
+            )
+        if student.recipe.tables:
+            identity["tables"] = {name: digests[name] for name in student.recipe.tables}
+        if student.validation and (answer := student.recipe.answer) is not None:
+            measured = (*measured, *answer.columns)
+            identity["validation"] = identified(measured, evaluation.signals, student.validation)
         name = digest(identity)
         place = folder / f"{student.name}-{student.seed}-{name[:12]}"
         task = StudentTask(student, identity, name, place)
@@ -106,6 +121,7 @@ def train(
     folder: str | Path,
     runner: Mapper,
     available: bool = False,
+    tables: Mapping[str, NDArray[Any]] = MappingProxyType({}),
     threads: int = 1,
     listen: Listen = ignore,
 ) -> list[Record]:
@@ -117,6 +133,8 @@ def train(
     (`teach(..., snapshot_every=...)`), and say so: RowsAwaited is heard, and the record has the
     snapshot, `rows` and `asked_rows`. Without it rows that are not there are an error.
 
+    `tables` are arrays about no row that recipes read as `table.NAME`: class vectors, edges.
+
     `threads` is for each worker; results depend on it only through the order of sums. Raises what
     `plan_train` does, and TrainingError for a loss that is no number.
     """
@@ -126,6 +144,7 @@ def train(
         evaluation=evaluation,
         folder=Path(folder),
         available=available,
+        tables=tables,
     )
     listen(TrainStarted(len(plan.stale), len(plan.fresh)))
     there = _there(students, snapshot, splits, evaluation, available)
@@ -134,7 +153,7 @@ def train(
         listen(RowsAwaited(name, len(there.splits[name]), asked, snapshot.number))
     # Opened anew: what planning read of it need not be sent to the workers.
     own = None if snapshot is None else Snapshot(snapshot.cache, snapshot.number)
-    work = StudentWork(rows, own, there.splits, evaluation, threads, there.asked)
+    work = StudentWork(rows, own, there.splits, evaluation, threads, there.asked, tables)
     for record in runner.map(work, plan.stale):
         scalars = {n: v for n, v in record["metrics"].items() if isinstance(v, float)}
         listen(StudentTrained(record["student"], record["seed"], record["seconds"], scalars))
@@ -173,28 +192,39 @@ def _check(
         seen.add((student.name, student.seed))
         columns = base_columns(student.columns) if student.fit.views else student.columns
         require_columns(rows, columns, f"student {student.name!r}")
-        _require_signals(student.recipe.reads, snapshot, f"recipe {student.recipe.name!r}")
+        _require_signals(student.reads, snapshot, f"recipe {student.recipe.name!r}")
         _require_tokenizer(student, snapshot)
         if student.fit.views and snapshot is None:
             raise NotACacheError(
                 f"student {student.name!r} trains on views, which are replayed from a cache; give "
                 "train() the snapshot that teach() returned"
             )
-        if student.split not in splits:
-            raise RowsError(f"no split {student.split!r}; {nearest(student.split, splits)}")
+        for split in (*student.splits, *([student.validation] * bool(student.validation))):
+            if split not in splits:
+                raise RowsError(f"no split {split!r}; {nearest(split, splits)}")
     require_columns(rows, evaluation.columns, "the evaluation")
     _require_signals(evaluation.signals, snapshot, "the evaluation")
     if evaluation.split not in splits:
         raise RowsError(f"no split {evaluation.split!r}; {nearest(evaluation.split, splits)}")
 
 
+def _require_tables(students: Sequence[Student], tables: Mapping[str, NDArray[Any]]) -> None:
+    for student in students:
+        for name in student.recipe.tables:
+            if name not in tables:
+                raise ValueError(
+                    f"student {student.name!r}: recipe {student.recipe.name!r} reads table.{name}, an "
+                    f"array about no row; give it to train(): tables={{{name!r}: array}}"
+                )
+
+
 def _require_tokenizer(student: Student, snapshot: Snapshot | None) -> None:
-    if student.tokenizer is None or snapshot is None or not student.recipe.reads:
+    if student.tokenizer is None or snapshot is None or not student.reads:
         return
     from stillroom.stages.teachers.huggingface.agreement import require_tokenizer_of
 
     teachers = {}
-    for name in student.recipe.reads:
+    for name in student.reads:
         source = snapshot.sources[snapshot.find(name)[0]]
         teachers[source.teacher] = "tokenizer" in snapshot.identity(name)
     # Others read no texts; where none does, the first says so.

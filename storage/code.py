@@ -226,6 +226,7 @@ _OWN_METHODS = tuple(
     f"stillroom.{name}"
     for name in (
         *("stages.deriving.methods", "stages.objectives", "stages.heads", "stages.recipes"),
+        "stages.proving",
         "stages.views",
         "workflows.digits",
     )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,32 +17,36 @@ from ray import cloudpickle
 from stillroom.stages import Head, Recipe, Term, recipes, term
 from stillroom.stages.objectives.features import squared_error
 from stillroom.stages.objectives.logits import cross_entropy, kl
+from stillroom.stages.proving.proof import Proof
 from stillroom.stages.recipes import UnknownRecipeError
+from stillroom.stages.shapes import random_tensors
+from stillroom.workflows.proving import run_proof
 
-ROWS, CLASSES = 6, 5
 every = pytest.mark.parametrize("name", recipes.names())
-SHAPES = {
-    "student.logits": (CLASSES,),
-    "teacher.logits": (CLASSES,),
-    "student.feature": (3, 2),
-    "teacher.feature": (4,),
-}
+proved = pytest.mark.parametrize(
+    "name", [n for n in recipes.names() if n not in ("labels", "fitnet")]
+)
+"""All but the baselines."""
 
 
 def tensors(recipe: Recipe) -> dict[str, Any]:
-    """Random inputs for whatever it reads, heads applied."""
-    made = torch.Generator().manual_seed(0)
-    found: dict[str, Any] = {}
-    for name in sorted(recipe.names):
-        if name == "row.label":
-            found[name] = torch.randint(CLASSES, (ROWS,), generator=made)
-        elif not name.startswith("head."):
-            shape = SHAPES.get(name, (4,))
-            found[name] = torch.randn(ROWS, *shape, generator=made).requires_grad_()
+    """Random tensors of the shapes that it declares, states as its controller starts, heads applied."""
+    found: dict[str, Any] = random_tensors(recipe.shapes)
+    rows = 6
+    found["batch.index"], found["batch.progress"] = torch.arange(rows), torch.tensor(0.5)
+    for place, name in enumerate(("main", *recipe.streams)):
+        found.setdefault(f"batch.{name}", torch.arange(rows) % (1 + len(recipe.streams)) == place)
+    if recipe.controller is not None:
+        start = recipe.controller.start(**recipe.controller.settings)
+        found |= {f"state.{n}": torch.as_tensor(v, dtype=torch.float64) for n, v in start.items()}
+    for name, tensor in found.items():
+        if not name.startswith("state.") and tensor.is_floating_point():
+            tensor.requires_grad_()
     torch.manual_seed(0)
     for head in recipe.heads:
-        module = head.build(tuple(found[head.input].shape[1:]), tuple(found[head.like].shape[1:]))
-        found[f"head.{head.name}"] = module(found[head.input])
+        module = head.built(found)
+        if not head.own_step:
+            found[f"head.{head.name}"] = module(*(found[name] for name in head.inputs))
     return found
 
 
@@ -49,7 +56,7 @@ def test_there_are_recipes() -> None:
 
 @every
 def test_its_name_is_its_files_and_it_is_described(name: str) -> None:
-    assert recipes.find(name).name == name
+    assert recipes.find(name).name.replace("-", "_") == name
     about = recipes.module(name).__doc__
     assert about is not None
     assert len(about.splitlines()[0]) > 20
@@ -72,6 +79,16 @@ def test_its_identity_is_plain_json_and_the_same_every_time(name: str) -> None:
 
 
 @every
+def test_it_declares_the_shape_of_every_name_that_it_takes(name: str) -> None:
+    recipe = recipes.find(name)
+    assert recipe.shapes
+    known = {
+        n for n in recipe.names if n.partition(".")[0] in ("student", "teacher", "row", "table")
+    }
+    assert known == set(recipe.shapes) - {n for n in recipe.shapes if n.startswith("batch.")}
+
+
+@every
 def test_what_it_reads_is_what_its_terms_take(name: str) -> None:
     recipe = recipes.find(name)
 
@@ -85,29 +102,52 @@ def test_what_it_reads_is_what_its_terms_take(name: str) -> None:
     given = Noted(tensors(recipe))
     given.taken = set()
     for one in recipe.terms:
-        one(given)
-    taken = given.taken | {n for head in recipe.heads for n in (head.input, head.like)}
-    assert {n[8:] for n in taken if n.startswith("teacher.")} == set(recipe.reads)
-    assert {n[4:] for n in taken if n.startswith("row.")} == set(recipe.columns)
-    assert {n[8:] for n in taken if n.startswith("student.")} == set(recipe.outputs)
+        one.weighted(one.mean(given), given)
+    assert given.taken == {n for one in recipe.terms for n in one.names}
 
 
 @every
 def test_it_is_finite_and_teaches_the_student_alone(name: str) -> None:
     recipe = recipes.find(name)
+    if not recipe.terms:
+        return  # it has a step of its own, which its proof runs
     given = tensors(recipe)
-    losses = [one.weight * one(given) for one in recipe.terms]
-    assert all(loss.shape == (ROWS,) for loss in losses)
-    total = torch.stack([loss.mean() for loss in losses]).sum()
+    total = torch.stack([one.weighted(one.mean(given), given) for one in recipe.terms]).sum()
+    assert total.shape == ()
     assert total.isfinite()
     total.backward()
+    read = {n for one in recipe.terms for n in one.names}
+    read |= {n for h in recipe.heads if f"head.{h.name}" in read for n in h.inputs}
     for key, tensor in given.items():
-        if key.startswith("student."):
-            assert tensor.grad is not None, key
-            assert tensor.grad.isfinite().all()
-            assert tensor.grad.abs().sum() > 0, key
-        elif key.startswith("teacher."):
+        if key.startswith(("teacher.", "table.", "row.", "state.")):
             assert tensor.grad is None, key
+    learned = [given[n] for n in read if n.startswith("student.")]
+    assert learned
+    assert all(t.grad is None or t.grad.isfinite().all() for t in learned)
+    assert any(t.grad is not None and t.grad.abs().sum() > 0 for t in learned)
+
+
+@every
+def test_its_defaults_are_those_that_its_docstring_states(name: str) -> None:
+    """`Defaults: alpha 0.9, temperature 4.0` in the module's docstring."""
+    found = recipes.module(name)
+    _, _, stated = str(found.__doc__).partition("Defaults:")
+    for parameter in inspect.signature(found.recipe).parameters.values():
+        assert parameter.kind is parameter.KEYWORD_ONLY, parameter
+        said = re.search(rf"\b{parameter.name} (\S+?)(?=[,.;:]?(?:\s|$))", stated)
+        assert said, f"the docstring states no default of {parameter.name}"
+        assert said[1] in (
+            str(parameter.default),
+            f"{parameter.default:g}" if isinstance(parameter.default, float) else "",
+        ), parameter
+
+
+@proved
+def test_its_proof_runs_from_a_cache_with_the_teacher_away(name: str, tmp_path: Path) -> None:
+    found = run_proof(name, tmp_path, seeds=1, smoke=True)
+    assert found["claims"]
+    assert json.loads(json.dumps(found)) == found
+    assert isinstance(recipes.module(name).PROOF, Proof)
 
 
 def test_an_unknown_recipe_is_told_the_nearest() -> None:

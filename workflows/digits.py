@@ -16,8 +16,9 @@ from stillroom.pipeline.step import Preview, Result, Run, Step
 from stillroom.stages import recipes
 from stillroom.stages.care.auditing import audit
 from stillroom.stages.evaluating import Evaluation, classification
+from stillroom.stages.fit import Fit
 from stillroom.stages.plans.planning import plan_teach
-from stillroom.stages.student import Fit, Student
+from stillroom.stages.student import Student
 from stillroom.stages.teachers.module import ModuleTeacher
 from stillroom.stages.teaching import teach
 from stillroom.stages.training import plan_train, train

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,7 @@ from stillroom.stages.student import Record
 from stillroom.storage.cache import Cache
 from stillroom.storage.files import write_atomic, write_json
 from stillroom.workflows.digits_data import FEW_ROWS, TRAIN_ROWS, digits_rows
-
-# Two-sided 95% quantiles of Student's t by degrees of freedom (1 to 10).
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+from stillroom.workflows.intervals import interval
 
 
 def report(run: Run, inputs: Mapping[str, Result], *, epochs: int) -> Result:
@@ -115,16 +112,6 @@ def collect(
             **records[0].content["identity"]["student"]["libraries"],
         },
     }
-
-
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean and 95% t-interval over seeds; with one value the interval is the value."""
-    n, mean = len(values), sum(values) / len(values)
-    if n == 1:
-        return {"mean": mean, "low": mean, "high": mean}
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    half = (_T95[n - 2] if n - 2 < len(_T95) else 1.96) * spread / math.sqrt(n)
-    return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def _student(name: str, runs: Sequence[Record]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Published methods, one file each: the file's name is the method's, `recipe()` its paper's defaults."""
+"""Published methods, one file each: the file's name is the method's, `recipe()` its paper's defaults.
+
+A module of your own with a function `recipe()` is found by its dotted name.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,30 @@ class UnknownRecipeError(StillroomError, KeyError):
 
 
 def names() -> list[str]:
-    """Every method in this folder, without importing any of them."""
+    """Every method in this folder by its file's name, without importing any of them."""
     return sorted(found.name for found in pkgutil.iter_modules(__path__))
 
 
 def module(name: str) -> ModuleType:
-    """The module of a method; UnknownRecipeError offers the nearest name."""
+    """The module of a method: one of this folder, or by its dotted name anybody's own.
+
+    UnknownRecipeError offers the nearest name, and says where an own module lacks `recipe()`.
+    """
     slug = name.replace("-", "_")
-    if slug not in names():
+    own = "." in name
+    if not own and slug not in names():
         raise UnknownRecipeError(f"no recipe {name!r}; {nearest(slug, names())}")
-    return importlib.import_module(f"{__name__}.{slug}")
+    try:
+        found = importlib.import_module(name if own else f"{__name__}.{slug}")
+    except ModuleNotFoundError as error:
+        if not own or error.name is None or not name.startswith(error.name):
+            raise  # the module is there; what it imports is not
+        raise UnknownRecipeError(
+            f"no module {name!r} to find a recipe in; is it installed, or in this folder?"
+        ) from error
+    if not callable(getattr(found, "recipe", None)):
+        raise UnknownRecipeError(f"module {name!r} has no function recipe() that returns a Recipe")
+    return found
 
 
 def find(name: str, **settings: Any) -> Recipe:

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from stillroom.pipeline import RayRunner
 from stillroom.stages import Evaluation, Fit, Recipe, classification, recipes, term
 from stillroom.stages.events import StudentTrained, TrainStarted
-from stillroom.stages.fitting import TrainingError, joined
+from stillroom.stages.fitting import TrainingError
 from stillroom.stages.objectives.features import squared_error
 from stillroom.stages.objectives.logits import kl
+from stillroom.stages.streams import joined
 from stillroom.storage import NotACacheError, Snapshot, UnknownRowError, UnknownSignalError
 from stillroom.storage.errors import RowsError
 from tests.stages.builders import (
@@ -220,8 +221,8 @@ def test_a_loss_that_is_no_number_names_student_epoch_and_rows(
 
 
 def total(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """A loss that forgot that it is one for each row."""
-    return logits.sum()
+    """A loss for each class, where one for each row was meant."""
+    return logits.sum(0)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +233,7 @@ def total(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
             r"kl\(student.logits, teacher.feature\) does not fit student.logits \(2, 4\), "
             r"teacher.feature \(2, 16\)",
         ),
-        (Recipe("mine", (term(total, "student.logits", "row.label"),)), r"gave shape \(\) for"),
+        (Recipe("mine", (term(total, "student.logits", "row.label"),)), r"gave shape \(4,\) for"),
         (
             Recipe("mine", (term(kl, "student.logits", "row.text"),)),
             r"does not fit student.logits \(2, 4\), row.text list",

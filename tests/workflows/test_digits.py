@@ -15,7 +15,7 @@ from stillroom.stages.teachers.module import ModuleTeacher
 from stillroom.storage import Cache, Reader
 from stillroom.workflows.digits import ROSTER, UnknownStudentError, digits, student
 from stillroom.workflows.digits_data import digits_rows, digits_splits
-from stillroom.workflows.digits_report import interval
+from stillroom.workflows.intervals import interval
 
 SMALL = {"epochs": 1, "teacher_epochs": 1, "seeds": 2}
 Done = tuple[Path, dict[str, Any]]

@@ -1,0 +1,1 @@
+"""What recipes prove themselves with: claims, a bench to run them on, small data and models."""
