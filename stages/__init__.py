@@ -13,6 +13,7 @@ from stillroom.stages.data.numpy_rows import NumpyRows
 from stillroom.stages.data.parquet_rows import ParquetRows
 from stillroom.stages.data.ray_rows import from_ray_dataset
 from stillroom.stages.data.rows import ArrayRows, Rows
+from stillroom.stages.data.signal_columns import SignalColumns, with_signals
 from stillroom.stages.data.tar_rows import TarRows
 from stillroom.stages.data.torch_rows import TorchRows
 from stillroom.stages.data.zarr_rows import ZarrRows
@@ -20,12 +21,14 @@ from stillroom.stages.deriving import methods as derivations
 from stillroom.stages.deriving.derivation import RowWise, Summary
 from stillroom.stages.deriving.deriving import derive, derive_signals, derived
 from stillroom.stages.evaluating import Evaluation, classification
+from stillroom.stages.feeding.opening import loader
 from stillroom.stages.fit import Fit
 from stillroom.stages.parts import Answer, Controller, Head
 from stillroom.stages.plans.planning import plan_teach
 from stillroom.stages.plans.probing import Probe, probe
 from stillroom.stages.recipe import Recipe
 from stillroom.stages.student import Record, Student
+from stillroom.stages.teachers.adversarial import AdversarialTeacher
 from stillroom.stages.teachers.function import FunctionTeacher
 from stillroom.stages.teachers.huggingface.agreement import (
     require_same_tokenizer,
@@ -59,6 +62,7 @@ from stillroom.stages.views.rows import ViewedRows
 from stillroom.stages.views.teacher import ViewedTeacher
 
 __all__ = [
+    "AdversarialTeacher",
     "Answer",
     "ArrayRows",
     "Assignment",
@@ -95,6 +99,7 @@ __all__ = [
     "RoutedTeacher",
     "RowWise",
     "Rows",
+    "SignalColumns",
     "Student",
     "Summary",
     "TableTeacher",
@@ -119,6 +124,7 @@ __all__ = [
     "derive_signals",
     "derived",
     "from_ray_dataset",
+    "loader",
     "long_ratings",
     "plan_teach",
     "plan_train",
@@ -134,4 +140,5 @@ __all__ = [
     "timm_teacher",
     "train",
     "wide_ratings",
+    "with_signals",
 ]

@@ -109,6 +109,15 @@ class StudentTrained:
     metrics: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class StudentFailed:
+    """A student could not be trained; the others go on."""
+
+    name: str
+    seed: int
+    why: str
+
+
 Event = (
     RowsSkipped
     | TeachStarted
@@ -120,6 +129,7 @@ Event = (
     | TrainStarted
     | RowsAwaited
     | StudentTrained
+    | StudentFailed
 )
 Listen = Callable[[Event], None]
 

@@ -29,20 +29,40 @@ class Fit:
     """The largest norm of the gradient; 0 leaves it as it is."""
     average: float = 0.0
     """Decay of a moving average of the weights, taken after every step and stored beside them; 0: none."""
+    warmup: int = 0
+    """Steps of the optimiser in which the rate rises to its full size; onecycle has its own."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged into one step of the optimiser."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Below float32 the student runs under autocast; float16's gradients are scaled."""
+    compiled: str = ""
+    """A backend of torch.compile, such as "inductor"; empty: as it is."""
+    watch: str = ""
+    """A metric of the evaluation on the student's validation split, `-nll` where smaller is better:
+    the weights of its best evaluation are kept. Empty: those of the last step."""
+    patience: int = 0
+    """Evaluations without a better `watch` after which training stops; 0: it does not stop early."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
-        counts = (self.epochs, self.batch_size, self.evaluate_every)
+        counts = (self.epochs, self.batch_size, self.evaluate_every, self.accumulate)
         if min(counts) < 1 or not self.learning_rate > 0:
             raise ValueError(f"epochs, batch size and learning rate must be positive: {self}")
         if self.views < 0:
             raise ValueError(f"views counts from 0 (rows as they are), found {self.views}")
-        if self.schedule not in ("onecycle", "cosine", "constant"):
-            raise ValueError(f"schedule is onecycle, cosine or constant, found {self.schedule!r}")
-        if self.optimizer not in ("adamw", "adam", "sgd"):
-            raise ValueError(f"optimizer is adamw, adam or sgd, found {self.optimizer!r}")
-        if not 0 <= self.average < 1 or not 0 <= self.momentum < 1 or self.clip < 0:
-            raise ValueError(f"average and momentum are in [0, 1), clip is at least 0: {self}")
+        for name, known in _KNOWN.items():
+            if (found := getattr(self, name)) not in known:
+                raise ValueError(
+                    f"{name} is {', '.join(known[:-1])} or {known[-1]}, found {found!r}"
+                )
+        if not 0 <= self.average < 1 or not 0 <= self.momentum < 1:
+            raise ValueError(f"average and momentum are in [0, 1): {self}")
+        if min(self.clip, self.warmup, self.patience) < 0:
+            raise ValueError(f"clip, warmup and patience are at least 0: {self}")
+        if self.warmup and self.schedule == "onecycle":
+            raise ValueError("onecycle warms up by itself; use warmup with cosine or constant")
+        if self.patience and not self.watch:
+            raise ValueError("patience needs a metric to watch, such as watch='accuracy'")
 
     def identity(self) -> dict[str, Any]:
         """Plain JSON. What was added later is left out where it changes nothing, so that students
@@ -55,3 +75,8 @@ class Fit:
 
 
 _FIRST = (*("epochs", "batch_size", "learning_rate", "weight_decay", "schedule", "evaluate_every"),)
+_KNOWN = {
+    "schedule": ("onecycle", "cosine", "constant"),
+    "optimizer": ("adamw", "adam", "sgd"),
+    "precision": ("float32", "bfloat16", "float16"),
+}

@@ -53,7 +53,11 @@ class Fitting:
         held = {name: torch.from_numpy(np.asarray(given)) for name, given in (tables or {}).items()}
         self.learning = Learning(student, self.module, torch.device(device), held)
         first = self._rows.first()
-        self.learning.prepare(first, student.fit.epochs * len(self._rows))
+        fit, batches = student.fit, len(self._rows)
+        descents = fit.epochs * math.ceil(batches / fit.accumulate)
+        self.learning.prepare(first, fit.epochs * batches, descents)
+        if student.start_average is not None:
+            self._start_average(student.start_average)
         self.settings: dict[str, Any] = {}
         """Those of the recipe's answer."""
         if student.recipe.answer is not None:
@@ -69,6 +73,13 @@ class Fitting:
                 f"student {self.student.name!r} cannot start from {weights}, which is of another "
                 f"architecture: {error}"
             ) from error
+
+    def _start_average(self, weights: Path) -> None:
+        """The average goes on from another run's, which has the same names and shapes."""
+        as_it_was = {n: t.detach().clone() for n, t in self.module.state_dict().items()}
+        self._start(weights)
+        self.learning.average = {n: t.detach().clone() for n, t in self.module.state_dict().items()}
+        self.module.load_state_dict(as_it_was)
 
     def _check_terms(self, tensors: Mapping[str, Any]) -> None:
         """Every term must take these tensors and give losses: said before training."""
@@ -94,6 +105,7 @@ class Fitting:
         for chosen, loaded in self._rows.epoch(number):
             total += self._update(loaded, number, chosen) * len(chosen)
             rows += len(chosen)
+        self.learning.flush()
         return total / rows
 
     def _update(self, loaded: Tensors, epoch: int, chosen: Any) -> float:
@@ -101,12 +113,15 @@ class Fitting:
         learning, step = self.learning, self.student.recipe.step
         learning.tensors = learning.given(loaded)
         if step is not None:
-            value = self._finite(step(learning), epoch, chosen)
+            with learning.autocast():
+                loss = step(learning)
+            value = self._finite(loss, epoch, chosen)
             learning.finish_step(learning.tensors, [])
             return value
-        tensors = learning.complete()
-        means = learning.means(tensors)
-        loss = learning.loss(tensors, means)
+        with learning.autocast():
+            tensors = learning.complete()
+            means = learning.means(tensors)
+            loss = learning.loss(tensors, means)
         value = self._finite(loss, epoch, chosen)
         learning.descend(loss)
         learning.finish_step(tensors, means)
@@ -122,6 +137,19 @@ class Fitting:
                 f"({self.student.fit.learning_rate:g}) or look at these rows"
             )
         return value
+
+    def weights(self) -> dict[str, Any]:
+        """A copy of the student's weights and of its heads'."""
+        parts = {"module": self.module, "heads": self.learning.heads}
+        return {
+            name: {n: t.detach().clone() for n, t in part.state_dict().items()}
+            for name, part in parts.items()
+        }
+
+    def load(self, weights: Mapping[str, Any]) -> None:
+        """Go back to weights that `weights` gave."""
+        self.module.load_state_dict(weights["module"])
+        self.learning.heads.load_state_dict(weights["heads"])
 
     def tune(self, validation: Loader) -> None:
         """Choose the settings of the recipe's answer that score best on these rows."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,24 +39,36 @@ class Learning:
         self.state: dict[str, Any] = {}
         """`state.NAME` of the recipe's controller, as 0-d float64 tensors or larger ones."""
         self.own: dict[str, Any] = {}
-        """What the recipe's step keeps from call to call, such as an optimiser of its own."""
+        """What the recipe's step keeps from call to call; see `keep`."""
+        self._kept: dict[str, Any] = {}
         self.tensors: Tensors = {}
         """The batch: rows, cached signals, tables, marks of streams, state; not yet any output."""
         self.steps_made, self.steps = 0, 0
         needed = {name: student.layers[name] for name in student.recipe.outputs}
         owner = f"student {student.name!r}"
-        self._tapped = _Tapped(module, LayerTaps(module, needed, owner))
+        backend = student.fit.compiled
+        compiled = partial(torch.compile, backend=backend) if backend else None
+        self._tapped = _Tapped(module, LayerTaps(module, needed, owner, compiled))
         self._wants_main = any(
             n.startswith("student.") and "@" not in n for n in student.recipe.names
         )
 
-    def prepare(self, tensors: Tensors, steps: int) -> None:
-        """Build the heads from the shapes of a first batch, and the optimiser over everything."""
+    def prepare(self, tensors: Tensors, steps: int, descents: int) -> None:
+        """Build the heads from the shapes of a first batch, and the optimiser over everything.
+
+        `steps` batches in the whole training, and so many steps of the optimiser.
+        """
         recipe = self.student.recipe
         self.module.eval()
         self.steps = steps
         if recipe.controller is not None:
-            start = recipe.controller.start(**recipe.controller.settings)
+            start = {**recipe.controller.start(**recipe.controller.settings)}
+            if unknown := sorted(self.student.start_state.keys() - start.keys()):
+                raise ValueError(
+                    f"student {self.student.name!r}: start_state names {unknown[0]!r}, which recipe "
+                    f"{recipe.name!r} does not keep; it keeps {', '.join(start)}"
+                )
+            start |= self.student.start_state
             self.state = {name: self._number(value) for name, value in start.items()}
         with torch.no_grad():
             tensors = self.given(tensors)
@@ -66,7 +81,11 @@ class Learning:
         ]
         fit = self.student.fit
         self.optimizer = _optimizer(fit, self.parameters)
-        self.schedule = None if self.optimizer is None else _schedule(fit, self.optimizer, steps)
+        self.schedule = None if self.optimizer is None else _schedule(fit, self.optimizer, descents)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=fit.precision == "float16" and self.optimizer is not None
+        )
+        self._waiting = 0
         self.average: dict[str, Tensor] = {}
         if fit.average:
             self.average = {n: t.detach().clone() for n, t in self.module.state_dict().items()}
@@ -130,17 +149,103 @@ class Learning:
         first, *others = (t.weighted(m, tensors) for t, m in zip(terms, means, strict=True))
         return sum(others, start=first)
 
+    def of_stream(self, stream: str) -> Tensors:
+        """The batch's rows of one stream, such as "main", and the tables: `outputs` of them alone."""
+        marked, rows = self.tensors[f"batch.{stream}"], ("row.", "teacher.")
+        chosen = {n: t[marked] for n, t in self.tensors.items() if n.startswith(rows)}
+        return chosen | self.tables
+
+    def ahead(self, loss: Tensor, rate: float) -> dict[str, Tensor]:
+        """The module's parameters after one plain step down the loss, still a function of all that
+        decides it: `outputs(tensors, ahead)` is what the student would answer then."""
+        mine = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        found = torch.autograd.grad(loss, list(mine.values()), create_graph=True)
+        return {n: p - rate * g for (n, p), g in zip(mine.items(), found, strict=True)}
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision in which the student runs."""
+        precision = self.student.fit.precision
+        if precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, precision))
+
     def descend(self, loss: Tensor) -> None:
-        """One step of the optimiser down the loss, of its schedule, and of the moving average."""
+        """Down the loss: one step of the optimiser, of its schedule, and of the moving average.
+
+        With `Fit(accumulate=k)` only every k-th call steps, with the mean of their gradients.
+        """
         if self.optimizer is None:
             return
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if not self._waiting:
+            self.optimizer.zero_grad(set_to_none=True)
+        accumulate = self.student.fit.accumulate
+        self.scaler.scale(loss if accumulate == 1 else loss / accumulate).backward()
+        self._waiting += 1
+        if self._waiting == accumulate:
+            self.flush()
+
+    def flush(self) -> None:
+        """Step with the gradients that wait, at the end of an epoch."""
+        if self.optimizer is None or not self._waiting:
+            return
+        self.scaler.unscale_(self.optimizer)
+        if (short := self.student.fit.accumulate / self._waiting) != 1:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(short)
+        self._waiting = 0
         if self.student.fit.clip:
             nn.utils.clip_grad_norm_(self.parameters, self.student.fit.clip)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         if self.schedule is not None:
             self.schedule.step()
+
+    def keep(self, name: str, make: Callable[[], Any]) -> Any:
+        """What the recipe's step made once and needs again: an optimiser of its own, a queue.
+
+        A thing with `state_dict`, or plain numbers and tensors: it goes into checkpoints.
+        """
+        if name not in self.own:
+            self.own[name] = make()
+            if name in self._kept:
+                stored = self._kept.pop(name)
+                if hasattr(self.own[name], "load_state_dict"):
+                    self.own[name].load_state_dict(stored)
+                else:
+                    self.own[name] = stored
+        return self.own[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that goes on changing, for `stages.checkpoint`."""
+        stateful = (self.module, self.heads, self.optimizer, self.schedule, self.scaler)
+        own = {
+            n: kept.state_dict() if hasattr(kept, "state_dict") else kept
+            for n, kept in self.own.items()
+        }
+        cuda = self.device.type == "cuda"
+        return {
+            "parts": [None if part is None else part.state_dict() for part in stateful],
+            "average": self.average,
+            "state": self.state,
+            "own": self._kept | own,
+            "steps": self.steps_made,
+            "random": torch.get_rng_state(),
+            "random on GPU": torch.cuda.get_rng_state(self.device) if cuda else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        stateful = (self.module, self.heads, self.optimizer, self.schedule, self.scaler)
+        for part, stored in zip(stateful, state["parts"], strict=True):
+            if part is not None:
+                part.load_state_dict(stored)
+        self.average = {n: t.to(self.device) for n, t in state["average"].items()}
+        self.state = {n: t.to(self.device) for n, t in state["state"].items()}
+        self._kept, self.steps_made = dict(state["own"]), state["steps"]
+        torch.set_rng_state(state["random"])
+        if state["random on GPU"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random on GPU"], self.device)
 
     def finish_step(self, tensors: Tensors, means: list[Tensor]) -> None:
         """After an update: the controller sees it, and the moving average moves."""
@@ -163,6 +268,8 @@ class Learning:
                     self.average[name].copy_(tensor)
 
     def _number(self, value: Any) -> Tensor:
+        if isinstance(value, list):
+            return torch.tensor(value, device=self.device)
         if isinstance(value, Tensor) and value.ndim:
             return value.detach().to(self.device)
         # 0-d float64 keeps every digit of a schedule and widens no float32 that it meets.
@@ -194,6 +301,15 @@ def _optimizer(fit: Fit, parameters: list[nn.Parameter]) -> torch.optim.Optimize
 def _schedule(fit: Fit, optimizer: torch.optim.Optimizer, steps: int) -> Any:
     if fit.schedule == "onecycle":
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, fit.learning_rate, total_steps=steps)
-    if fit.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    return None
+    if fit.schedule == "constant" and not fit.warmup:
+        return None
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_share, fit, steps))
+
+
+def _share(fit: Fit, steps: int, step: int) -> float:
+    """The share of the rate in a step: up in a line, then as it is or down half a cosine."""
+    if step < fit.warmup:
+        return (step + 1) / (fit.warmup + 1)
+    if fit.schedule == "constant":
+        return 1.0
+    return 0.5 + 0.5 * math.cos(math.pi * (step - fit.warmup) / max(steps - fit.warmup, 1))

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from stillroom.stages.data.rows import Rows, find_rows
+from stillroom.stages.feeding.shaping import Lengths, as_tensors, part_tensors
 from stillroom.stages.views.replay import Replay
 from stillroom.storage.errors import RowsError
 from stillroom.storage.keys import KeyList, as_keys
@@ -29,7 +30,7 @@ class Loader:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Rows | None,
         keys: KeyList,
         columns: Sequence[str],
         reader: Reader | None,
@@ -38,23 +39,26 @@ class Loader:
         seed: int = 0,
         replay: Replay | None = None,
         parts: Sequence[str] = (),
+        ragged: Lengths = "padded",
     ) -> None:
-        """Join `keys` with the data set and with the reader's snapshot (None: no teacher read).
+        """Join `keys` with the data set (None: no columns are read) and with the reader's snapshot
+        (None: no teacher is read).
 
         With a `replay` of the same keys and snapshot, batches are of views: epoch e of view
         1 + e mod K, with the teacher's answers to exactly that view. Signals named in `parts` come as
-        `teacher.SIGNAL.PART`, as their encoding stores them.
+        `teacher.SIGNAL.PART`, as their encoding stores them. `ragged` says how rows that differ in
+        length arrive.
 
         Raises RowsError or UnknownRowError naming the rows that are missing.
         """
         self._rows, self._columns, self._reader = rows, tuple(columns), reader
         self._batch_size, self._seed = batch_size, seed
         self.keys = as_keys(keys)
-        self._places = find_rows(rows, self.keys)
-        if len(self._places) == 0:
+        self._places = None if rows is None else find_rows(rows, self.keys)
+        if len(self.keys) == 0:
             raise RowsError("no rows were chosen; there is nothing to load")
         self._halves: dict[str, torch.dtype] = {}
-        self._parts = tuple(parts)
+        self._parts, self._ragged = tuple(parts), ragged
         self._positions, self._replay = np.zeros(0, np.int64), replay
         if replay is not None:
             _require_same(replay, self.keys, reader)
@@ -64,7 +68,9 @@ class Loader:
                 self._positions = reader.snapshot.positions(self.keys)
             reader.require(self._positions if replay is None else replay.positions.reshape(-1))
             coded = {name: reader.snapshot.find(name)[1].encoding for name in reader.names}
-            self._halves = {name: _HALVES[e] for name, e in coded.items() if e in _HALVES}
+            self._halves = {
+                name: _HALVES[e] for name, e in coded.items() if e in _HALVES and name not in parts
+            }
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -77,20 +83,20 @@ class Loader:
 
     def epoch(self, number: int) -> Iterator[tuple[NDArray[np.int64], Tensors]]:
         """Shuffled batches: indices into `keys`, and the tensors of those rows."""
-        order = np.random.default_rng([self._seed, number]).permutation(len(self._places))
+        order = np.random.default_rng([self._seed, number]).permutation(len(self.keys))
         view = 1 if self._replay is None else 1 + number % self._replay.views
         for chosen in np.split(order, self._cuts()):
             yield chosen, self.batch(chosen, view)
 
     def ordered(self) -> Iterator[Tensors]:
         """Batches in the order of `keys`; of views the first."""
-        for chosen in np.split(np.arange(len(self._places)), self._cuts()):
+        for chosen in np.split(np.arange(len(self.keys)), self._cuts()):
             yield self.batch(chosen)
 
     def _cuts(self) -> NDArray[np.int64]:
-        cuts = np.arange(self._batch_size, len(self._places), self._batch_size)
+        cuts = np.arange(self._batch_size, len(self.keys), self._batch_size)
         # A single left-over row joins the batch before it: batch norm cannot train on one row.
-        return cuts[:-1] if len(cuts) and len(self._places) - cuts[-1] == 1 else cuts
+        return cuts[:-1] if len(cuts) and len(self.keys) - cuts[-1] == 1 else cuts
 
     def batch(self, chosen: NDArray[np.int64], view: int = 1) -> Tensors:
         """The tensors of these rows (indices into `keys`); with a replay, of one view of them.
@@ -99,21 +105,22 @@ class Loader:
         """
         tensors: Tensors = {}
         if self._replay is None:
-            positions = self._positions
-            read = self._rows.read(self._places[chosen], self._columns)
+            positions, read = self._positions, {}
+            if self._rows is not None and self._places is not None:
+                read = dict(self._rows.read(self._places[chosen], self._columns))
         else:
             positions = self._replay.positions[view - 1]
-            read = self._replay.read(chosen, view, self._columns)
+            read = dict(self._replay.read(chosen, view, self._columns))
         for name, column in read.items():
             tensors[f"row.{name}"] = (
                 column if isinstance(column, list) else torch.from_numpy(column)
             )
         if self._reader is not None:
             for name, values in self._decoded(self._reader, positions[chosen]).items():
-                tensors.update(_tensors(f"teacher.{name}", values))
+                tensors.update(as_tensors(f"teacher.{name}", values, self._ragged))
             for name, stored in self._reader.parts(positions[chosen], self._parts).items():
-                for part, values in stored.items():
-                    tensors.update(_tensors(f"teacher.{name}.{part}", values))
+                signal = self._reader.snapshot.find(name)[1]
+                tensors.update(part_tensors(f"teacher.{name}", signal, stored, self._ragged))
         return tensors
 
     def _decoded(self, reader: Reader, positions: NDArray[np.int64]) -> dict[str, Any]:
@@ -138,16 +145,3 @@ def _require_same(replay: Replay, keys: Any, reader: Reader | None) -> None:
 
 
 _HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def _tensors(name: str, values: Any) -> Tensors:
-    """A signal as tensors; ragged rows are padded, with `NAME.length`; record fields by name."""
-    if isinstance(values, list | torch.Tensor):
-        return {name: values}
-    if isinstance(values, Ragged):
-        lengths = {f"{name}.length": torch.from_numpy(values.lengths)}
-        return {**_tensors(name, values.padded()), **lengths}
-    if values.dtype.names is not None:
-        fields = {f"{name}.{field}": values[field] for field in values.dtype.names}
-        return {field: torch.from_numpy(np.ascontiguousarray(a)) for field, a in fields.items()}
-    return {name: torch.from_numpy(np.ascontiguousarray(values))}

@@ -4,12 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillroom.storage.code import code_identity
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+class Bound(partial[Any]):
+    """A partial that equals every other of the same function and settings, as data does."""
+
+    def __eq__(self, other: object) -> bool:
+        """Whether function, arguments and settings are the same."""
+        if not isinstance(other, partial):
+            return NotImplemented
+        mine = self.func, self.args, self.keywords
+        return mine == (other.func, other.args, other.keywords)
+
+    def __hash__(self) -> int:
+        """Of the function; settings may be lists."""
+        return hash(self.func)
+
+
+def bound(function: Any) -> Any:
+    """The function as it is; a partial as one that survives `==` after a round trip."""
+    if not isinstance(function, partial) or isinstance(function, Bound):
+        return function
+    return Bound(function.func, *function.args, **function.keywords)
 
 
 @dataclass(frozen=True)
@@ -29,6 +52,10 @@ class Head:
     """Whether inference needs it: stored beside the student's weights, applied in evaluation."""
     own_step: bool = False
     """Whether the recipe's step applies it and optimises it by itself."""
+
+    def __post_init__(self) -> None:
+        """A partial becomes comparable."""
+        object.__setattr__(self, "build", bound(self.build))
 
     @property
     def inputs(self) -> tuple[str, ...]:

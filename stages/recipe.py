@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from stillroom.stages.parts import Answer, Controller, Head
+from stillroom.stages.parts import Answer, Controller, Head, bound
 from stillroom.stages.term import Term
 from stillroom.storage.code import code_identity
 
@@ -62,6 +62,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse names of unknown origin, and heads, passes and states that are not given."""
+        object.__setattr__(self, "step", bound(self.step))
         if not self.terms and self.step is None:
             raise ValueError(f"recipe {self.name!r} has no terms; there is nothing to learn")
         heads = {f"head.{head.name}" for head in self.heads}

@@ -5,13 +5,15 @@
     float n classes        floating point
     int n below classes    whole numbers from 0, below a size
     bool n tokens          marks
+    bool n patches with kept   marks, as many in every row
     simplex n classes      non-negative, summing to 1 over the last axis
     unit n dim             of length 1 over the last axis
     positive n             floating point above 0
+    share n                floating point from 0 to 1
     sign n dim             -1 or 1
     box n boxes 4          x0, y0, x1, y1 in [0, 1] with x0 < x1, y0 < y1
 
-An axis may be several names joined by `*`: `classes*parts`.
+An axis may be several names joined by `*` and `+`: `classes*parts`, `1+kept`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-KINDS = ("float", "int", "bool", "simplex", "unit", "positive", "sign", "box")
+KINDS = ("float", "int", "bool", "simplex", "unit", "positive", "share", "sign", "box")
 ROWS = "n"
 
 
@@ -36,6 +38,8 @@ class Shape:
     axes: tuple[str, ...]
     below: str = ""
     """Of whole numbers: what they are below."""
+    marked: str = ""
+    """Of marks: how many there are along the last axis, where that is the same everywhere."""
 
     @classmethod
     def of(cls, said: str) -> Shape:
@@ -43,18 +47,22 @@ class Shape:
         kind, *words = said.split()
         if kind not in KINDS:
             raise ValueError(f"shape {said!r}: expected one of {', '.join(KINDS)} first")
-        below = ""
-        if "below" in words:
-            at = words.index("below")
-            if len(words) != at + 2:
-                raise ValueError(f"shape {said!r}: one size stands after 'below'")
-            words, below = words[:at], words[at + 1]
+        said_of = {"below": "", "with": ""}
+        for word in said_of:
+            if word in words:
+                at = words.index(word)
+                if len(words) != at + 2:
+                    raise ValueError(f"shape {said!r}: one size stands after {word!r}")
+                words, said_of[word] = words[:at], words[at + 1]
+        below, marked = said_of.values()
         if (kind == "int") != bool(below):
             raise ValueError(f"shape {said!r}: whole numbers, and only they, need 'below SIZE'")
-        for axis in (*words, *([below] * bool(below))):
-            if not all(part.isidentifier() or part.isdigit() for part in axis.split("*")):
+        if marked and kind != "bool":
+            raise ValueError(f"shape {said!r}: only marks have 'with SIZE'")
+        for axis in (*words, *([below] * bool(below)), *([marked] * bool(marked))):
+            if not all(part.isidentifier() or part.isdigit() for part in _names(axis)):
                 raise ValueError(f"shape {said!r}: {axis!r} is neither a name nor a number")
-        return cls(kind, tuple(words), below)
+        return cls(kind, tuple(words), below, marked)
 
     def sized(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The axes as numbers."""
@@ -68,6 +76,8 @@ class Shape:
         if self.kind == "int":
             return torch.randint(_size(self.below, sizes), shape, generator=generator)
         drawn = torch.randn(shape, generator=generator)
+        if self.marked:
+            return drawn.argsort(-1).argsort(-1) < _size(self.marked, sizes)
         if self.kind == "bool":
             return drawn > -0.5
         if self.kind == "simplex":
@@ -76,6 +86,8 @@ class Shape:
             return drawn / drawn.norm(dim=-1, keepdim=True)
         if self.kind == "positive":
             return drawn.abs() + 0.1
+        if self.kind == "share":
+            return torch.rand(shape, generator=generator)
         if self.kind == "sign":
             return drawn.sign()
         if self.kind == "box":
@@ -86,7 +98,13 @@ class Shape:
 
 
 def _size(axis: str, sizes: Mapping[str, int]) -> int:
-    return prod(int(part) if part.isdigit() else sizes[part] for part in axis.split("*"))
+    each = (term.split("*") for term in axis.split("+"))
+    return sum(prod(int(part) if part.isdigit() else sizes[part] for part in term) for term in each)
+
+
+def _names(axis: str) -> list[str]:
+    """The names and numbers in it."""
+    return axis.replace("+", "*").split("*")
 
 
 _SIZES = (5, 4, 3, 7, 2)
@@ -98,8 +116,8 @@ def sizes_of(shapes: Mapping[str, str], rows: int = 6) -> dict[str, int]:
     sizes = {ROWS: rows}
     for said in shapes.values():
         shape = Shape.of(said)
-        for axis in (*shape.axes, *([shape.below] * bool(shape.below))):
-            for part in axis.split("*"):
+        for axis in (*shape.axes, *(size for size in (shape.below, shape.marked) if size)):
+            for part in _names(axis):
                 if not part.isdigit() and part not in sizes:
                     sizes[part] = _SIZES[(len(sizes) - 1) % len(_SIZES)]
     return sizes

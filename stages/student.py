@@ -43,6 +43,10 @@ class Student:
     """The cache's name for a signal that its recipe calls otherwise: {"robust": "wide/logits"}."""
     start: Path | None = None
     """Weights that it starts from, of the same architecture; None: those that `build` makes."""
+    start_average: Path | None = None
+    """Where the moving average of its weights goes on from; None: from the weights that it starts with."""
+    start_state: Mapping[str, Any] = field(default_factory=dict)
+    """What its recipe's controller goes on from, such as the `state` in another student's record."""
     fit: Fit = field(default_factory=Fit)
     seed: int = 0
     tokenizer: str | Path | None = None
@@ -58,6 +62,16 @@ class Student:
                     f"student {self.name!r}: recipe {self.recipe.name!r} reads student.{output}; say "
                     f"which module that is: layers={{..., {output!r}: 'module.name'}}"
                 )
+        if self.fit.watch and not self.validation:
+            raise ValueError(
+                f"student {self.name!r} watches {self.fit.watch!r} and has no rows to watch it on; name a "
+                "split that is not the one it is judged by: validation='SPLIT'"
+            )
+        if self.start_average is not None and not self.fit.average:
+            raise ValueError(
+                f"student {self.name!r} is given an average to go on from and keeps none; say how it "
+                "decays: Fit(average=0.999)"
+            )
         for stream in self.recipe.streams:
             if stream not in self.beside:
                 raise ValueError(
@@ -88,6 +102,10 @@ class Student:
             "beside": list(self.recipe.streams),
             "signals": given,
             "start": None if self.start is None else file_weights(self.start),
+            "start_state": dict(self.start_state),
+            "start average": None
+            if self.start_average is None
+            else file_weights(self.start_average),
         }
         return {
             "build": code_identity(self.build),

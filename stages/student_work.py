@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import resource
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,7 @@ from stillroom.storage.snapshot import Snapshot
 if TYPE_CHECKING:
     from stillroom.stages.fitting import Fitting
     from stillroom.stages.loading import Loader
+    from stillroom.stages.student_run import StudentRun
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class StudentWork:
     """Rows of each split before those were left out that are still to be taught."""
     tables: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Arrays about no row, by the name that recipes have for them."""
+    checkpoint_s: float = 60.0
+    """Seconds between checkpoints; one is written at the end of an epoch."""
 
     def __call__(self) -> StudentWorker:
         """Nothing is loaded before the first student."""
@@ -122,8 +126,13 @@ class StudentWorker:
         )
 
     def __call__(self, task: StudentTask) -> dict[str, Any]:
-        """Train and evaluate, store the weights and then the record; return it."""
+        """Train and evaluate, store the weights and then the record; return it.
+
+        A student that cannot be trained gives `failed`, which says why.
+        """
         import torch
+
+        from stillroom.stages.fitting import TrainingError
 
         before = torch.get_num_threads()
         torch.set_num_threads(self._work.threads)
@@ -131,36 +140,40 @@ class StudentWorker:
             # In the caller's own process its random numbers go on as if nothing had been trained.
             with torch.random.fork_rng(devices=[]):
                 return self._trained(task)
+        except TrainingError as error:
+            # Others go on; `train` says it at the end.
+            student = task.student
+            return {"student": student.name, "seed": student.seed, "failed": str(error)}
         finally:
             torch.set_num_threads(before)
 
     def _trained(self, task: StudentTask) -> dict[str, Any]:
         from stillroom.stages.fitting import Fitting
         from stillroom.stages.streams import Streams
+        from stillroom.stages.student_run import StudentRun
 
         student, work, evaluation = task.student, self._work, self._work.evaluation
         started = time.perf_counter()
         beside = {s: self._loader(student, student.beside[s]) for s in student.recipe.streams}
         main = self._loader(student, student.split)
-        held_out = self._held_out(student, evaluation.split, evaluation)
         tables = {name: work.tables[name] for name in student.recipe.tables}
         streams = Streams(main, beside, seed=student.seed, names=student.signals)
         fitting = Fitting(student, streams, tables=tables)
-        curve: list[dict[str, Any]] = []
-        metrics: dict[str, Any] = {}
-        fit_seconds = 0.0
-        for number in range(1, student.fit.epochs + 1):
-            before = time.perf_counter()
-            loss = fitting.epoch(number)
-            fit_seconds += time.perf_counter() - before
-            if number % student.fit.evaluate_every and number < student.fit.epochs:
-                continue
-            if student.validation and student.recipe.answer is not None:
-                fitting.tune(self._held_out(student, student.validation, evaluation))
-            metrics = fitting.evaluate(held_out, evaluation)
-            scalars = {n: v for n, v in metrics.items() if isinstance(v, float)}
-            curve.append({"epoch": number, "loss": loss, **scalars})
-        _store(task.folder, fitting)
+        asked = student.fit.watch or student.recipe.answer is not None
+        run = StudentRun(
+            fitting,
+            evaluation,
+            self._held_out(student, evaluation.split, evaluation),
+            self._held_out(student, student.validation, evaluation)
+            if student.validation and asked
+            else None,
+            folder=task.folder,
+            digest=task.digest,
+            checkpoint_s=work.checkpoint_s,
+        )
+        run.run()
+        _store(task.folder, fitting, run)
+        rows = len(main.keys)
         record = {
             "student": student.name,
             "seed": student.seed,
@@ -171,24 +184,45 @@ class StudentWorker:
             "terms": [repr(term) for term in student.recipe.terms],
             "reads": list(student.reads),
             "split": student.split,
-            "rows": len(main.keys),
+            "rows": rows,
             **({"asked_rows": work.asked[student.split]} if student.split in work.asked else {}),
             **({"beside": dict(student.beside)} if beside else {}),
             **({"answer": fitting.settings} if student.recipe.answer is not None else {}),
+            **({"state": _plain(fitting.learning.state)} if fitting.learning.state else {}),
             "fit": asdict(student.fit),
             "parameters": sum(p.numel() for p in fitting.module.parameters()),
-            "metrics": metrics,
-            "curve": curve,
-            "fit_seconds": fit_seconds,
+            "metrics": run.metrics,
+            "curve": run.curve,
+            "epochs": run.epochs,
+            **({"best_epoch": run.best["epoch"]} if run.best else {}),
+            **({"resumed_after_epoch": run.resumed} if run.resumed else {}),
+            "fit_seconds": run.fit_seconds,
+            "rows_per_second": rows * (run.epochs - run.resumed) / max(run.fit_seconds, 1e-9),
             "seconds": time.perf_counter() - started,
+            "peak_memory_bytes": _peak_memory(),
             "machine": f"{platform.system()} {platform.machine()}, {work.threads} thread(s)",
         }
         write_json(task.folder / "record.json", record)
+        run.finish()
         return record
 
 
-def _store(folder: Path, fitting: Fitting) -> None:
-    """The student's weights, their moving average, and the heads that inference needs."""
+def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What the recipe's controller ended with: the next round of a student can begin there."""
+    return {name: value.tolist() for name, value in state.items()}
+
+
+def _peak_memory() -> int:
+    """Of this process so far, and of its GPU where it has one."""
+    import torch
+
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + on_gpu
+
+
+def _store(folder: Path, fitting: Fitting, run: StudentRun) -> None:
+    """The student's weights, those of its last epoch where others are kept, their moving average, and
+    the heads that inference needs."""
     from safetensors.torch import save
 
     learning = fitting.learning
@@ -198,7 +232,12 @@ def _store(folder: Path, fitting: Fitting) -> None:
         for name in kept
         for key, tensor in learning.heads[name].state_dict().items()
     }
-    files = {"heads": heads, "average": learning.average, "weights": fitting.module.state_dict()}
+    files = {
+        "heads": heads,
+        "average": learning.average,
+        "last": run.last,
+        "weights": fitting.module.state_dict(),
+    }
     for name, state in files.items():
         if state or name == "weights":
             cpu = {n: t.detach().cpu().clone().contiguous() for n, t in state.items()}

@@ -27,7 +27,7 @@ class Term:
     """Keyword arguments."""
     where: str = ""
     """Name of a bool tensor (n,), (n, tokens), ...: the mean is over what it marks, zero where it
-    marks nothing. Empty: over all."""
+    marks nothing. It may be wider than the losses where it marks nothing. Empty: over all."""
     name: str = ""
     """What a controller and the record call it; the function's name if none is given."""
 
@@ -42,6 +42,9 @@ class Term:
         if not self.where:
             return losses.mean()
         marked = tensors[self.where]
+        if marked.ndim > 1 and losses.ndim > 1 and not marked[:, losses.shape[1] :].any():
+            # Rows that differ in length are as wide as the longest of a batch, marks as any may be.
+            marked = marked[:, : losses.shape[1]]
         if losses.shape[: marked.ndim] != marked.shape:
             raise ValueError(
                 f"{self!r} gave losses of shape {tuple(losses.shape)}, and {self.where} is "

@@ -14,14 +14,27 @@ from numpy.typing import NDArray
 from stillroom.stages.available import Available, available_rows
 from stillroom.stages.data.rows import Rows, require_columns
 from stillroom.stages.evaluating import Evaluation
-from stillroom.stages.events import Listen, RowsAwaited, StudentTrained, TrainStarted, ignore
+from stillroom.stages.events import (
+    Listen,
+    RowsAwaited,
+    StudentFailed,
+    StudentTrained,
+    TrainStarted,
+    ignore,
+)
 from stillroom.stages.mapper import Mapper
 from stillroom.stages.reading import Reading
 from stillroom.stages.student import Record, Student
 from stillroom.stages.student_work import StudentTask, StudentWork
 from stillroom.stages.views.replay import base_columns
 from stillroom.storage.code import code_identity
-from stillroom.storage.errors import NotACacheError, RowsError, UnknownSignalError, nearest
+from stillroom.storage.errors import (
+    NotACacheError,
+    RowsError,
+    UnknownSignalError,
+    listed,
+    nearest,
+)
 from stillroom.storage.identity import digest
 from stillroom.storage.keys import KeyList, as_keys
 from stillroom.storage.snapshot import Snapshot
@@ -100,8 +113,9 @@ def plan_train(
             )
         if student.recipe.tables:
             identity["tables"] = {name: digests[name] for name in student.recipe.tables}
-        if student.validation and (answer := student.recipe.answer) is not None:
-            measured = (*measured, *answer.columns)
+        answer = student.recipe.answer
+        if student.validation and (answer is not None or student.fit.watch):
+            measured = (*measured, *(() if answer is None else answer.columns))
             identity["validation"] = identified(measured, evaluation.signals, student.validation)
         name = digest(identity)
         place = folder / f"{student.name}-{student.seed}-{name[:12]}"
@@ -123,6 +137,7 @@ def train(
     available: bool = False,
     tables: Mapping[str, NDArray[Any]] = MappingProxyType({}),
     threads: int = 1,
+    checkpoint_s: float = 60.0,
     listen: Listen = ignore,
 ) -> list[Record]:
     """Train every student that has no record yet; return all records in the order given.
@@ -134,6 +149,10 @@ def train(
     snapshot, `rows` and `asked_rows`. Without it rows that are not there are an error.
 
     `tables` are arrays about no row that recipes read as `table.NAME`: class vectors, edges.
+
+    Every `checkpoint_s` seconds, at the end of an epoch, a student's training is stored; one that was
+    killed goes on from there, bit for bit on a CPU. A student that cannot be trained (a loss that is no
+    number, a term that does not fit) ends alone: the others are trained, then TrainingError says it.
 
     `threads` is for each worker; results depend on it only through the order of sums. Raises what
     `plan_train` does, and TrainingError for a loss that is no number.
@@ -153,10 +172,23 @@ def train(
         listen(RowsAwaited(name, len(there.splits[name]), asked, snapshot.number))
     # Opened anew: what planning read of it need not be sent to the workers.
     own = None if snapshot is None else Snapshot(snapshot.cache, snapshot.number)
-    work = StudentWork(rows, own, there.splits, evaluation, threads, there.asked, tables)
+    work = StudentWork(
+        rows, own, there.splits, evaluation, threads, there.asked, tables, checkpoint_s
+    )
+    failed: list[str] = []
     for record in runner.map(work, plan.stale):
+        if "failed" in record:
+            failed.append(record["failed"])
+            listen(StudentFailed(record["student"], record["seed"], record["failed"]))
+            continue
         scalars = {n: v for n, v in record["metrics"].items() if isinstance(v, float)}
         listen(StudentTrained(record["student"], record["seed"], record["seconds"], scalars))
+    if failed:
+        from stillroom.stages.fitting import TrainingError
+
+        trained = len(plan.stale) - len(failed)
+        others = f" ({trained} others are trained and kept)" if trained else ""
+        raise TrainingError("; ".join(failed) + others)
     places = {id(task.student): task.folder for task in (*plan.stale, *plan.fresh)}
     return [Record.read(places[id(student)]) for student in students]
 
@@ -243,6 +275,11 @@ def _require_signals(signals: Sequence[str], snapshot: Snapshot | None, who: str
         try:
             snapshot.find(name)
         except UnknownSignalError as error:
+            if same := [n for n in snapshot.signals if n.endswith(f"/{name}")]:
+                raise UnknownSignalError(
+                    f"{who} reads {name!r}, and several teachers give one: {listed(same)}. Name the "
+                    f"one that is meant: Student(signals={{{name!r}: {same[0]!r}}})"
+                ) from None
             layers = f"layers={{..., {name!r}: 'module.name'}}"
             raise UnknownSignalError(
                 f"{who} reads {name!r}: {error}. To make it, run teach() with a teacher that gives it: "

@@ -3,6 +3,13 @@
 A function's identity covers its own source, without comments, docstrings and formatting, and that of
 every function, class and constant of the user's code it refers to, also by an import inside it.
 Installed packages and stillroom itself count by version, not by source.
+
+So a renamed file changes nothing, nor does a function or class that moves to another file of the
+user's, as long as it is called by the same name and there the names in it stand for the same. They do
+not where one file imports a type when it runs and the other for type checkers only: an annotation
+counts as what its names are, because decorators and compilers read it. What is called through its file
+(`helpers.f`) changes with the file's name, and what moves into an installed package counts by version
+from then on.
 """
 
 from __future__ import annotations
@@ -122,8 +129,9 @@ class _Visit:
             for method in vars(thing).values():
                 scope |= source.closure(method)  # of a class made inside a function
         if tree is not None:
-            described["source"] = ast.unparse(tree)
             described["uses"] = self._uses(thing, tree, scope)
+            placeless = source.without_places(tree, str(thing.__module__), _is_there)
+            described["source"] = ast.unparse(placeless)
         elif isinstance(thing, types.FunctionType):
             described["source"] = source.bytecode(thing.__code__)
             used = sorted(source.bytecode_names(thing.__code__) & scope.keys())
@@ -133,15 +141,17 @@ class _Visit:
     def _uses(self, thing: Any, tree: ast.AST, scope: dict[str, Any]) -> dict[str, Any]:
         """What the names in a piece of source stand for."""
         uses: dict[str, Any] = {}
+        meant = source.looked_up(tree)
         for name, module, part in source.imports(tree, str(thing.__module__)):
             if not _counts_by_source(module):
                 uses[f"import {name}"] = f"{module}.{part} of {_distribution(module)}"
                 continue
             try:
                 scope[name] = source.imported(module, part)
+                meant |= {name} & source.names(tree)
             except (ImportError, AttributeError):
                 uses[f"import {name}"] = f"{module}.{part}, which cannot be imported"
-        for name in sorted(source.names(tree) & scope.keys()):
+        for name in sorted(meant & scope.keys()):
             found = scope[name]
             if found is thing or (name.startswith("__") and name.endswith("__")):
                 continue
@@ -244,6 +254,11 @@ def _counts_by_source(module: str) -> bool:
     if file is None:
         return top not in sys.stdlib_module_names and top != "builtins"
     return not str(Path(file).resolve()).startswith(_INSTALLED)
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module is the user's and was imported, so that what is taken of it counts."""
+    return module in sys.modules and _counts_by_source(module)
 
 
 @functools.cache

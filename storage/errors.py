@@ -92,6 +92,10 @@ class StaleError(StillroomError, LookupError):
     """What was derived from a cache was derived from something else than what is there now."""
 
 
+class SettingsError(StillroomError, ValueError):
+    """A workflow cannot be found or read, or its settings are wrong."""
+
+
 class BusyError(StillroomError, RuntimeError):
     """Another process is writing to this cache."""
 

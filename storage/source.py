@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import symtable
 import sys
 import textwrap
 import types
@@ -74,6 +75,26 @@ def names(tree: ast.AST) -> set[str]:
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
+def looked_up(tree: ast.AST) -> set[str]:
+    """Every name that a tree looks up outside itself: not its arguments, not what it assigns.
+
+    So a function of the file that happens to have the name of a local variable is none of it.
+    """
+    try:
+        tables = [symtable.symtable(ast.unparse(tree), "source", "exec")]
+    except SyntaxError:
+        return names(tree)  # a `nonlocal` without the function around it
+    found: set[str] = set()
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        inside = table.get_type() == "function"  # else names may be the file's: defaults, fields
+        for symbol in table.get_symbols():
+            if symbol.is_global() if inside else symbol.is_referenced():
+                found.add(symbol.get_name())
+    return found
+
+
 def attributes(tree: ast.AST, name: str) -> set[tuple[str, ...]]:
     """What follows a name: `a.b.c` gives ("b",) and ("b", "c"); () where it stands alone."""
     chains: list[tuple[str, ...]] = []
@@ -97,12 +118,44 @@ def imports(tree: ast.AST, home: str) -> Iterator[tuple[str, str, str | None]]:
                 top = alias.name.partition(".")[0]
                 yield alias.asname or top, alias.name if alias.asname else top, None
         elif isinstance(node, ast.ImportFrom):
-            package = home.split(".")[: -node.level] if node.level else []
-            if node.level and hasattr(sys.modules.get(home), "__path__"):
-                package = home.split(".")[: len(home.split(".")) - node.level + 1]
-            source = ".".join([*package, *([node.module] if node.module else [])])
+            source = _imported_from(node, home)
             for alias in node.names:
                 yield alias.asname or alias.name, source, alias.name
+
+
+def _imported_from(node: ast.ImportFrom, home: str) -> str:
+    """The full name of the module behind `from`, also of a relative one."""
+    package = home.split(".")[: -node.level] if node.level else []
+    if node.level and hasattr(sys.modules.get(home), "__path__"):
+        package = home.split(".")[: len(home.split(".")) - node.level + 1]
+    return ".".join([*package, *([node.module] if node.module else [])])
+
+
+class _WithoutPlaces(ast.NodeTransformer):
+    """Drops from imports in which of the user's files the thing lies; what it is counts elsewhere."""
+
+    def __init__(self, home: str, own: Callable[[str], bool]) -> None:
+        self.home, self.own = home, own
+
+    def visit_Import(self, node: ast.Import) -> ast.Import:
+        """`import place as name` is `import name`; without `as`, the place is the name."""
+        for alias in node.names:
+            if alias.asname and self.own(alias.name):
+                alias.name, alias.asname = alias.asname, None
+        return node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:
+        """`from place import name` is `from . import name`."""
+        if self.own(_imported_from(node, self.home)):
+            node.module, node.level = None, 1
+        return node
+
+
+def without_places(tree: ast.AST, home: str, own: Callable[[str], bool]) -> ast.AST:
+    """The tree of code in module `home`, the same wherever in the user's files (`own`) that lies
+    which it imports. The tree itself is changed."""
+    placeless: ast.AST = _WithoutPlaces(home, own).visit(tree)
+    return placeless
 
 
 def imported(module: str, part: str | None) -> Any:

@@ -18,6 +18,12 @@ def runner(request: pytest.FixtureRequest) -> Runner:
     return shared
 
 
+@pytest.fixture(autouse=True, scope="session")
+def a_ledger_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests run is not written into the ledger of whoever runs them."""
+    os.environ["STILLROOM_STATE"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Syncs are called but wait for nothing: what they guard against, a machine that loses power, no

@@ -20,14 +20,17 @@ from stillroom.storage.care.mending import restore_marker
 from stillroom.storage.care.pruning import prune
 from stillroom.storage.care.verifying import verify
 from stillroom.storage.errors import NotACacheError, UnknownRowError
-from stillroom.workflows.flows import find_workflow, parse_settings
+from stillroom.workflows.flows import open_flow
 from stillroom.workflows.running import default_folder
+from stillroom.workflows.schedules.commands import state_folder
 from stillroom.workflows.spelling import amount
+from stillroom.workflows.verified import note_verified
 
 
 def verify_cache(path: str, as_json: bool) -> bool:
     """Print what verify finds; whether it is damage."""
     found = verify(path)
+    note_verified(state_folder(), path, found)
     if as_json:
         _print({"path": str(path), **found.to_json()})
         return bool(found.problems)
@@ -136,8 +139,7 @@ def mend(path: Path, rows: Rows, teacher: Teacher, runner: Runner) -> Result:
 
 
 def _act(flow: str, arguments: list[str], out: Path | None, name: str) -> dict[str, Result]:
-    workflow = find_workflow(flow)
-    steps = workflow(**parse_settings(workflow, arguments))
+    steps = open_flow(flow, arguments)
     return act(steps, Run(out or default_folder(flow), LocalRunner()), name)
 
 

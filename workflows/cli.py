@@ -9,10 +9,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from stillroom.workflows.flow_command import Config, FlowCommand, Sets, arguments_of
+from stillroom.workflows.looking import register as register_looking
+from stillroom.workflows.recipe_commands import prove, recipes_app
+from stillroom.workflows.schedules.commands import register as register_schedules
+from stillroom.workflows.student_commands import students
 
 FAILED, WRONG, DAMAGED, INTERRUPTED = 1, 2, 3, 130
 
@@ -26,9 +33,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 cache_app = typer.Typer(help="Look into a cache and care for it.", no_args_is_help=True)
-recipes_app = typer.Typer(help="List the methods, or show one.", invoke_without_command=True)
 app.add_typer(cache_app, name="cache")
 app.add_typer(recipes_app, name="recipes")
+app.command()(prove)
+app.command()(students)
+register_looking(app)
+register_schedules(app)
 
 _FLOW = {"allow_extra_args": True, "ignore_unknown_options": True}
 Out = Annotated[
@@ -49,11 +59,13 @@ Where = Annotated[str, typer.Argument(help="A cache's folder, or its URL (s3://b
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 
 
-@app.command(context_settings=_FLOW)
+@app.command(context_settings=_FLOW, cls=FlowCommand)
 def run(
     context: typer.Context,
     flow: Annotated[str, typer.Argument(help="A bundled workflow (digits) or a Python file.")],
     out: Out = None,
+    config: Config = None,
+    sets: Sets = None,
     workers: Pool = None,
     address: Address = None,
     cpus: Annotated[float | None, typer.Option(min=0, help="CPUs for each worker; 1.")] = None,
@@ -73,30 +85,42 @@ def run(
     tensorboard: Annotated[
         Path | None, typer.Option(help="Folder for a file that TensorBoard shows.")
     ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for another run in the same folder.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Run a workflow: compute what is stale, nothing else.
 
-    Further flags are the workflow's own settings: stillroom run digits --epochs 20.
+    Further flags are the workflow's own settings: stillroom run digits --epochs 20. With FLOW, --help
+    lists them.
     Ctrl-C once finishes what is in hand, twice stops at once; run again to go on.
     """
     from stillroom.workflows.pools import pool_settings, workers_of
     from stillroom.workflows.running import InterruptedRunError, Running, run_workflow
+    from stillroom.workflows.schedules.commands import run_arguments, state_folder
+    from stillroom.workflows.schedules.recording import recorded
 
+    arguments = arguments_of(context, config, sets)
     pool = pool_settings(resource or (), cpus, gpus, worker_wait)
     how = Running(out, workers_of(workers), address, as_json, events, tensorboard, pool)
+    said = run_arguments(flow, arguments)
     try:
-        run_workflow(flow, context.args, how)
+        with recorded(state_folder(), flow, said, out, wait) as record:
+            how = replace(how, listen=record, within=record.holding)
+            run_workflow(flow, arguments, how)
     except InterruptedRunError as end:
         print(end, file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from end
 
 
-@app.command(context_settings=_FLOW)
+@app.command(context_settings=_FLOW, cls=FlowCommand)
 def plan(
     context: typer.Context,
     flow: Annotated[str, typer.Argument(help="A bundled workflow (digits) or a Python file.")],
     out: Out = None,
+    config: Config = None,
+    sets: Sets = None,
     probe: Annotated[bool, typer.Option(help="Load teachers and time some rows.")] = False,
     workers: Workers = None,
     price_per_hour: Annotated[
@@ -113,7 +137,7 @@ def plan(
 
     count = len(os.sched_getaffinity(0)) if workers is None else max(workers, 1)
     options = {"probe": probe, "workers": count, "price_per_hour": price_per_hour}
-    if not plan_workflow(flow, context.args, out, options, as_json):
+    if not plan_workflow(flow, arguments_of(context, config, sets), out, options, as_json):
         raise typer.Exit(FAILED)
 
 
@@ -180,61 +204,36 @@ def cache_compact(
     compact_cache(path, dry_run, as_json)
 
 
-@app.command(context_settings=_FLOW)
+@app.command(context_settings=_FLOW, cls=FlowCommand)
 def audit(
     context: typer.Context,
     flow: Annotated[str, typer.Argument(help="A bundled workflow (digits) or a Python file.")],
     out: Out = None,
+    config: Config = None,
+    sets: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Ask the teachers again for some rows of every shard; exit code 3 when a shard differs."""
     from stillroom.workflows.caring import audit_workflow
 
-    if audit_workflow(flow, context.args, out, as_json):
+    if audit_workflow(flow, arguments_of(context, config, sets), out, as_json):
         raise typer.Exit(DAMAGED)
 
 
-@app.command(context_settings=_FLOW)
+@app.command(context_settings=_FLOW, cls=FlowCommand)
 def repair(
     context: typer.Context,
     flow: Annotated[str, typer.Argument(help="A bundled workflow (digits) or a Python file.")],
     out: Out = None,
+    config: Config = None,
+    sets: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Compute again what verify or audit finds wrong; exit code 3 when something stays wrong."""
     from stillroom.workflows.caring import repair_workflow
 
-    if repair_workflow(flow, context.args, out, as_json):
+    if repair_workflow(flow, arguments_of(context, config, sets), out, as_json):
         raise typer.Exit(DAMAGED)
-
-
-@recipes_app.callback()
-def list_recipes(context: typer.Context, as_json: Json = False) -> None:
-    """List the methods (one line each), or show one: stillroom recipes show kd."""
-    if context.invoked_subcommand is not None:
-        return
-    from stillroom.workflows.inspecting import recipe_lines
-
-    lines = recipe_lines()
-    if as_json:
-        _print(lines)
-    else:
-        width = max(map(len, lines), default=0)
-        print("\n".join(f"{name:<{width}}  {line}" for name, line in lines.items()))
-
-
-@recipes_app.command("show")
-def show_recipe(name: str, as_json: Json = False) -> None:
-    """The paper, the formula, what it reads, its defaults."""
-    from stillroom.workflows.inspecting import describe_recipe
-
-    described = describe_recipe(name)
-    if as_json:
-        _print(described)
-    else:
-        print(described["about"])
-        for key in ("terms", "reads", "columns", "defaults"):
-            print(f"\n{key}: {described[key]}")
 
 
 def _print(value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from stillroom.storage.cache import Cache
 from stillroom.storage.files import write_atomic, write_json
 from stillroom.workflows.digits_data import FEW_ROWS, TRAIN_ROWS, digits_rows
 from stillroom.workflows.intervals import interval
+from stillroom.workflows.students import ledger
 
 
 def report(run: Run, inputs: Mapping[str, Result], *, epochs: int) -> Result:
@@ -183,20 +183,13 @@ def _cache(path: Path, number: int) -> dict[str, Any]:
 
 def _cost(path: Path, records: Sequence[Record]) -> dict[str, Any]:
     """Measured seconds: the teacher's once, the students', and what online distillation would add."""
-    shards = [
-        json.loads(made.read_text()) for made in sorted(path.glob("segments/*/made/[0-9]*.json"))
-    ]
-    teacher_seconds = sum(shard["teacher_seconds"] for shard in shards)
-    teacher_rows = sum(shard["rows"] for shard in shards)
-    visits = sum(
-        r.content["rows"] * r.content["fit"]["epochs"] for r in records if r.content["reads"]
-    )
+    found = ledger(records, Cache(path))
     return {
-        "teacher_seconds": teacher_seconds,
-        "teacher_rows": teacher_rows,
-        "student_seconds": sum(record.content["seconds"] for record in records),
-        "students": len(records),
-        "epochs_rows": visits,
-        "online_teacher_seconds": teacher_seconds / max(teacher_rows, 1) * visits,
+        "teacher_seconds": found["teacher_seconds"],
+        "teacher_rows": found["teacher_rows"],
+        "student_seconds": found["student_seconds"],
+        "students": found["trainings"],
+        "epochs_rows": found["rows_read"],
+        "online_teacher_seconds": found["online_teacher_seconds"] or 0.0,
         "wall_seconds": None,
     }

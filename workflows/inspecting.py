@@ -1,12 +1,10 @@
-"""What there is, for people and for machines: caches, recipes, trained students."""
+"""What there is, for people and for machines: caches and trained students."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from stillroom.stages import recipes
 from stillroom.storage.books import FOLDER as BOOKS
 from stillroom.storage.cache import Cache
 from stillroom.storage.derived import record_of, record_places
@@ -134,27 +132,3 @@ def _made_at(place: Place) -> int | None:
     except StillroomError:
         return None
     return at if isinstance(at, int) else None
-
-
-def recipe_lines() -> dict[str, str]:
-    """Every method and the first line of its file."""
-    return {
-        name: (recipes.module(name).__doc__ or "").strip().splitlines()[0]
-        for name in recipes.names()
-    }
-
-
-def describe_recipe(name: str) -> dict[str, Any]:
-    """A method's docstring, its terms with the paper's defaults, and what it reads."""
-    module = recipes.module(name)
-    made = module.recipe()
-    parameters = inspect.signature(module.recipe).parameters.values()
-    return {
-        "name": made.name,
-        "paper": made.paper,
-        "about": inspect.cleandoc(module.__doc__ or ""),
-        "terms": [repr(term) for term in made.terms],
-        "reads": list(made.reads),
-        "columns": list(made.columns),
-        "defaults": {p.name: p.default for p in parameters},
-    }

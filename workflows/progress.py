@@ -15,6 +15,7 @@ from stillroom.stages.events import (
     RowsSkipped,
     RowsTaught,
     SnapshotTaken,
+    StudentFailed,
     StudentTrained,
     TeachFinished,
     TeachStarted,
@@ -66,6 +67,7 @@ class Progress:
             RowsAwaited: self._rows_awaited,
             TrainStarted: self._train_started,
             StudentTrained: self._student_trained,
+            StudentFailed: self._student_failed,
         }
 
     def close(self) -> None:
@@ -158,6 +160,10 @@ class Progress:
             f"  split {event.split}: {event.rows:,} of {event.asked:,} rows are taught so far (snapshot "
             f"{event.snapshot}); students train on those"
         )
+
+    def _student_failed(self, event: StudentFailed) -> None:
+        self._done += 1
+        self._line(f"  {self._done} of {self._total}: {event.why}")
 
     def _student_trained(self, event: StudentTrained) -> None:
         self._done += 1

@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,17 +42,23 @@ def proof_of(name: str) -> Proof:
     return found
 
 
+def provable() -> list[str]:
+    """Every method of the folder that has a proof."""
+    return [
+        n for n in recipes.names() if isinstance(getattr(recipes.module(n), "PROOF", None), Proof)
+    ]
+
+
 def run_proof(
     name: str,
     folder: Path,
     *,
     seeds: int = 5,
     smoke: bool = False,
-    listen: Callable[[int, Mapping[str, Mapping[str, float]]], None] = lambda seed, noted: None,
 ) -> dict[str, Any]:
     """Run a recipe's proof for every seed below `folder`, which is emptied, and judge its claims.
 
-    Returns what `docs/proofs/<id>.json` keeps of a run. `listen` hears each seed's metrics.
+    Returns what `docs/proofs/<id>.json` keeps of a run.
     """
     proof, started = proof_of(name), time.perf_counter()
     measured: Measured = {}
@@ -60,7 +70,6 @@ def run_proof(
         for arm, metrics in bench.noted.items():
             for metric, value in metrics.items():
                 measured.setdefault(arm, {}).setdefault(metric, []).append(value)
-        listen(seed, bench.noted)
         bench.close()
     return {
         "recipe": recipes.find(name).name,
@@ -76,6 +85,25 @@ def run_proof(
         "claims": [judged(claim, measured) for claim in proof.claims],
         "arms": measured,
     }
+
+
+def run_proofs(
+    names: Sequence[str], *, seeds: int = 5, smoke: bool = False, jobs: int = 1
+) -> Iterator[dict[str, Any]]:
+    """The proofs of several recipes in their order, as they are done; `jobs` of them at a time, each in
+    a process of its own."""
+    work = partial(_in_a_folder, seeds=seeds, smoke=smoke)
+    if jobs == 1:
+        yield from map(work, names)
+        return
+    # Afresh: a fork of a process whose torch has threads can hang.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(work, names)
+
+
+def _in_a_folder(name: str, *, seeds: int, smoke: bool) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="stillroom-") as folder:
+        return run_proof(name, Path(folder), seeds=seeds, smoke=smoke)
 
 
 def judged(claim: Claim, measured: Measured) -> dict[str, Any]:
@@ -136,9 +164,12 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             half = (at["high"] - at["low"]) / 2
             spelled.append(f"{metric} {at['mean']:.4f} ± {half:.4f}")
         said.append(f"{arm:<{width}}  {'  '.join(spelled)}")
+    seeds = f"{found['seeds']} seed{'s' * (found['seeds'] > 1)}, {found['seconds']:.0f} s"
+    if found["smoke"]:
+        return [*said, "", f"{seeds}; a smoke test: it runs, and the numbers mean nothing"]
     said.append("")
     said += [claim_line(claim) for claim in found["claims"]]
-    said.append(f"{found['seeds']} seeds, {found['seconds']:.0f} s")
+    said.append(seeds)
     return said
 
 

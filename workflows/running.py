@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from stillroom.pipeline.stopping import Stopped, stopping
 from stillroom.stages.listeners.all_of import all_of
 from stillroom.stages.listeners.json_lines import JsonLines
 from stillroom.stages.listeners.tensor_board import TensorBoard
-from stillroom.workflows.flows import find_workflow, parse_settings
+from stillroom.workflows.flows import open_flow
 
 if TYPE_CHECKING:
     from stillroom.workflows.progress import Progress
@@ -40,6 +40,10 @@ class Running:
     """Folder for TensorBoard's file."""
     pool: Mapping[str, Any] = field(default_factory=dict)
     """What else the RayRunner is told of its workers, by its fields."""
+    listen: Callable[[Any], None] | None = None
+    """One more listener of events."""
+    within: Callable[[Path], AbstractContextManager[Any]] = nullcontext
+    """Is entered with the folder for outputs before anything of it is read, and left at the end."""
 
 
 class InterruptedRunError(Exception):
@@ -57,11 +61,10 @@ def run_workflow(flow: str, arguments: list[str], how: Running) -> None:
     from stillroom.workflows.progress import Progress
 
     started = time.perf_counter()
-    workflow = find_workflow(flow)
-    steps = workflow(**parse_settings(workflow, arguments))
+    steps = open_flow(flow, arguments)
     folder = how.out or default_folder(flow)
     progress = Progress(Console(stderr=how.as_json, quiet=how.as_json))
-    with ExitStack() as ends, stopping() as stop:
+    with how.within(folder), ExitStack() as ends, stopping() as stop:
         ends.callback(progress.close)
         listen = _listeners(progress, how, ends)
         given = {"workers": how.workers, "address": how.address, **how.pool}
@@ -89,6 +92,8 @@ def run_workflow(flow: str, arguments: list[str], how: Running) -> None:
 def _listeners(progress: Progress, how: Running, ends: ExitStack) -> Callable[[Any], None]:
     """The progress that people see, and the files that were asked for."""
     found: list[Callable[[Any], None]] = [progress]
+    if how.listen is not None:
+        found.append(how.listen)
     if how.events is not None:
         lines = JsonLines(how.events)
         ends.callback(lines.close)
@@ -123,8 +128,7 @@ def plan_workflow(
 
     `options` go to the steps' previews.
     """
-    workflow = find_workflow(flow)
-    steps = workflow(**parse_settings(workflow, arguments))
+    steps = open_flow(flow, arguments)
     planned = list(plan_steps(steps, Run(out or default_folder(flow), options=options)))
     if as_json:
         each = ({"step": p.step, "runs": bool(p.why), **asdict(p)} for p in planned)

@@ -24,3 +24,15 @@ def linear_projector(given: tuple[int, ...], wanted: tuple[int, ...]) -> nn.Modu
     flat = nn.Flatten() if given else nn.Unflatten(0, (-1, 1))
     shaped = nn.Unflatten(1, wanted) if wanted else nn.Flatten(0)
     return nn.Sequential(flat, nn.Linear(prod(given), prod(wanted)), shaped)
+
+
+def token_projector(given: tuple[int, ...], wanted: tuple[int, ...]) -> nn.Module:
+    """One linear layer over the last axis, the same for every token: (n, ..., width) to (n, ..., dim).
+
+    Args:
+        given: shape of one row of the student's tokens.
+        wanted: shape of one row of the teacher's tokens; only its last axis counts.
+    """
+    from torch import nn
+
+    return nn.Linear(given[-1], wanted[-1])

@@ -13,16 +13,60 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
     Args:
         logits: (n, classes) floating point.
-        label: (n,) integer class of each row.
+        label: (n,) integer class of each row; below 0: it has none, and its loss is NaN, which a mask
+            (`where=`) must leave out.
 
     Returns:
         (n,) losses in nats.
 
     >>> import torch
-    >>> cross_entropy(torch.zeros(1, 4), torch.tensor([2]))
+    >>> cross_entropy(torch.zeros(2, 4), torch.tensor([2, -1]))
+    tensor([1.3863,    nan])
+    """
+    known = label.long().clamp_min(0).unsqueeze(-1)
+    losses = -logits.log_softmax(-1).gather(-1, known).squeeze(-1)
+    return losses.masked_fill(label < 0, float("nan"))
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """-sum over classes of target log softmax(logits / T), without T^2.
+
+    Args:
+        logits: (n, classes) floating point.
+        target: (n, classes) weights of the classes, as they are; no gradient reaches them.
+        temperature: T > 0, of the logits alone.
+
+    Returns:
+        (n,) losses in nats.
+
+    >>> import torch
+    >>> soft_cross_entropy(torch.zeros(1, 4), torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
     tensor([1.3863])
     """
-    return -logits.log_softmax(-1).gather(-1, label.long().unsqueeze(-1)).squeeze(-1)
+    if logits.shape != target.shape:
+        raise ValueError(
+            f"soft_cross_entropy: logits {tuple(logits.shape)} against target {tuple(target.shape)}; "
+            "both need the same classes"
+        )
+    return -(target.detach() * (logits / temperature).log_softmax(-1)).sum(-1)
+
+
+def other_classes(logits: Tensor, label: Tensor) -> Tensor:
+    """The logits of every class but the label, in their order: what is normalised over non-targets.
+
+    Args:
+        logits: (n, classes) floating point.
+        label: (n,) integer class of each row.
+
+    Returns:
+        (n, classes - 1) logits.
+
+    >>> import torch
+    >>> other_classes(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([1]))
+    tensor([[1., 3.]])
+    """
+    others = logits.new_ones(logits.shape).scatter(-1, label.long().unsqueeze(-1), 0).bool()
+    return logits[others].reshape(len(logits), -1)
 
 
 def kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.stages import recipes
-from stillroom.stages.data.rows import Rows
+from stillroom.stages.data.rows import Rows, find_rows
 from stillroom.stages.evaluating import Evaluation, classification
 from stillroom.stages.fit import Fit
 from stillroom.stages.mapper import Mapper
@@ -24,6 +24,8 @@ from stillroom.stages.teachers.teacher import Teacher
 from stillroom.stages.teaching import teach
 from stillroom.stages.training import train
 from stillroom.storage.cache import Cache
+from stillroom.storage.keys import as_keys
+from stillroom.storage.reader import Reader
 from stillroom.storage.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -73,25 +75,36 @@ class Bench:
         inputs: Sequence[str],
         fit: Fit | None = None,
         recipe: Recipe | None = None,
+        snapshot: Snapshot | None = None,
+        evaluation: Evaluation = TEST,
+        test: Sequence[str] = (),
+        **student: Any,
     ) -> Path:
-        """The weights of a network that learned from the labels of these rows: a teacher's."""
-        student = Student(
+        """The weights of a network that learned from the labels of these rows: a teacher's.
+
+        On rows of `test` it is measured and noted under its name. `student` are further fields of a
+        Student, for a recipe that asks for more than labels.
+        """
+        learner = Student(
             name,
             build,
             recipe or recipes.find("labels"),
             inputs=tuple(inputs),
             fit=fit or Fit(epochs=self.size(30, 1)),
             seed=self.seed,
+            **student,
         )
         (record,) = train(
-            [student],
+            [learner],
             rows,
-            None,
-            splits={"train": keys, "test": list(keys)[:2]},
-            evaluation=TEST,
+            snapshot,
+            splits={"train": keys, "test": test or list(keys)[:2]},
+            evaluation=evaluation,
             folder=self.folder / "teachers",
             runner=self.runner,
         )
+        if test:
+            self._note(name, record)
         return record.weights
 
     def teach(self, rows: Rows, *teachers: Teacher, cache: str = "cache") -> Snapshot:
@@ -100,6 +113,14 @@ class Bench:
         for teacher in teachers:
             snapshot = teach(place, rows, teacher, runner=self.runner)
         return snapshot
+
+    def note_teacher(
+        self, rows: Rows, snapshot: Snapshot, keys: Sequence[str], signal: str = "logits"
+    ) -> None:
+        """Keep how many of these rows a cached teacher names right, as the arm `teacher`."""
+        said = np.asarray(Reader(snapshot, [signal]).gather(keys)[signal])
+        label = rows.read(find_rows(rows, as_keys(keys)), ["label"])["label"]
+        self.note("teacher", accuracy=float((said.argmax(-1) == np.asarray(label)).mean()))
 
     def train(
         self,
@@ -132,10 +153,12 @@ class Bench:
                 tables=tables or {},
             )
         for arm, record in zip(arms, records, strict=True):
-            scalars = {n: v for n, v in record.metrics.items() if isinstance(v, int | float)}
             if note:
-                self.note(arm, **scalars)
+                self._note(arm, record)
         return dict(zip(arms, records, strict=True))
+
+    def _note(self, arm: str, record: Record) -> None:
+        self.note(arm, **{n: v for n, v in record.metrics.items() if isinstance(v, int | float)})
 
     @contextmanager
     def _no_teachers(self) -> Iterator[None]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from stillroom.stages.data.rows import ArrayRows
+from stillroom.stages.data.rows import ArrayRows, find_rows
 from stillroom.storage.errors import StillroomError
+from stillroom.storage.keys import as_keys
+
+Labels = NDArray[np.int64]
 
 
 class MissingDataError(StillroomError, FileNotFoundError):
@@ -40,3 +46,36 @@ def small_digits() -> ArrayRows:
     image = (table[:, :64].astype(np.float32) / 16).reshape(-1, 1, 8, 8)
     keys = [f"digits-{place:04d}" for place in range(len(table))]
     return ArrayRows(keys, image=image, label=table[:, 64].astype(np.int64))
+
+
+def few_of_each(rows: ArrayRows, keys: Sequence[str], each: int) -> list[str]:
+    """The first `each` of these keys of every label, in their order."""
+    batch: dict[str, Any] = dict(rows.read(find_rows(rows, as_keys(keys)), ["label"]))
+    label = batch["label"]
+    first = [np.flatnonzero(label == one)[:each] for one in np.unique(label)]
+    return [keys[place] for place in sorted(np.concatenate(first).tolist())]
+
+
+def relabelled(
+    rows: ArrayRows, keys: Sequence[str], change: Callable[[Labels], Labels]
+) -> ArrayRows:
+    """The same data set with other labels for the rows of these keys: `change` is given theirs."""
+    batch: dict[str, Any] = dict(rows.read(np.arange(len(rows)), rows.columns))
+    label, places = batch["label"].copy(), find_rows(rows, as_keys(keys))
+    label[places] = change(label[places])
+    return ArrayRows(rows.keys, **(batch | {"label": label}))
+
+
+def flipped(label: Labels, *, share: float, classes: int, seed: int) -> Labels:
+    """Labels of which a share, drawn by the seed, is replaced by another class, each as likely."""
+    drawn = np.random.default_rng(seed)
+    wrong = drawn.permutation(len(label)) < round(share * len(label))
+    found: Labels = np.where(
+        wrong, (label + drawn.integers(1, classes, len(label))) % classes, label
+    )
+    return found
+
+
+def chosen(rows: ArrayRows, keys: Sequence[str]) -> ArrayRows:
+    """These rows alone, in this order: what a teacher is asked about, where not about all."""
+    return ArrayRows(keys, **rows.read(find_rows(rows, as_keys(keys)), rows.columns))

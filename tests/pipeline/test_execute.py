@@ -15,6 +15,8 @@ import pytest
 
 from stillroom.pipeline import Run, Step
 from stillroom.pipeline.execute import StepFinished, StepStarted, WorkflowError, ordered
+from stillroom.storage.code import code_digest
+from stillroom.storage.identity import digest
 from tests.pipeline.conftest import Watch
 
 Inputs = Mapping[str, dict[str, Any]]
@@ -65,21 +67,21 @@ def test_a_changed_setting_is_named_and_what_gives_the_same_result_stops_there(
 ) -> None:
     watch.execute(chain(1))
     watch.execute(chain(3))
-    assert watch.why["number"] == "settings.value: 1 became 3"
-    assert watch.why["parity"] == "inputs differ in number"
+    assert watch.why["number"] == "setting value: 1 became 3"
+    assert watch.why["parity"] == "result of number: value: 1 became 3"
     assert watch.fresh == ["said"]  # 3 is odd as well
     watch.execute(chain(4))
-    assert watch.why["said"] == "inputs differ in parity"
+    assert watch.why["said"] == "result of parity: odd: 1 became 0"
 
 
-def load(folder: Path, source: str) -> ModuleType:
+def load(folder: Path, source: str, name: str = "flow") -> ModuleType:
     """A module of steps from source, as `stillroom run flow.py` loads it."""
-    (folder / "flow.py").write_text(source)
-    spec = importlib.util.spec_from_file_location("flow", folder / "flow.py")
+    (folder / f"{name}.py").write_text(source)
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["flow"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -94,7 +96,136 @@ def test_changed_code_is_noticed_and_changed_comments_are_not(
     watch.execute(Step("one", load(tmp_path, commented).step))
     assert watch.fresh == ["one"]
     watch.execute(Step("one", load(tmp_path, source.replace("1", "22")).step))
-    assert watch.why == {"one": "its code changed"}
+    assert watch.why == {"one": "code of step changed"}
+
+
+FLOW = """
+import helpers
+LIMIT = 3
+def scaled(x):
+    return x * LIMIT
+def step(run, inputs):
+    return {'n': scaled(helpers.base())}
+def unused():
+    return 1
+"""
+HELPERS = "def base():\n    return 1\ndef other():\n    return 2\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "why"),
+    [
+        ("flow", "x * LIMIT", "LIMIT * x", "code of scaled changed"),
+        ("flow", "LIMIT = 3", "LIMIT = 5", "LIMIT of scaled: 3 became 5"),
+        ("helpers", "return 1", "return 9", "code of base changed"),
+        ("flow", "def step(run, inputs)", "def step(run, inputs, more=2)", "code of step changed"),
+        ("flow", "return 1", "return 4", None),
+        ("helpers", "return 2", "return 4", None),
+        ("flow", "return x * LIMIT", "# LIMIT is three\n    return (x *\n  LIMIT)", None),
+        ("flow", "def unused", "def x(n):\n    return n\ndef unused", None),
+    ],
+)
+def test_whose_code_changed_is_said(
+    watch: Watch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    old: str,
+    new: str,
+    why: str | None,
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    texts = {"helpers": HELPERS, "flow": FLOW}
+    for edited in (texts, {**texts, file: texts[file].replace(old, new)}):
+        modules = {name: load(tmp_path, text, name) for name, text in edited.items()}
+        watch.execute(Step("one", modules["flow"].step))
+    assert edited != texts
+    assert watch.why.get("one", "").split("; ")[0] == (why or "")
+    assert watch.fresh == ([] if why else ["one"])
+
+
+def test_every_change_is_said_and_of_many_the_first_three(watch: Watch) -> None:
+    def counted(run: Run, inputs: Inputs, **settings: Any) -> dict[str, Any]:
+        return {"value": 1, "long": "x" * 300, **settings}
+
+    def steps(**settings: Any) -> Step:
+        return Step("after", parity, needs=(Step("count", counted, settings),))
+
+    watch.execute(steps(a=1, deep={"b": [1]}))
+    watch.execute(steps(a=2, deep={"b": [2]}))
+    assert watch.why == {
+        "count": "setting a: 1 became 2; setting deep.b: [1] became [2]",
+        "after": "result of count: a: 1 became 2; result of count: deep.b: [1] became [2]",
+    }
+    watch.execute(steps(**dict.fromkeys("vwxyz", 1)))
+    assert watch.why["count"] == "setting a: gone; setting deep: gone; setting v: new; and 4 more"
+    watch.execute(steps(v=1, w=1, x=1, y=1, z=1, long="y" * 300))
+    assert watch.why["after"] == "result of count: long changed"
+
+
+def test_settings_that_look_like_code_are_compared_in_full(watch: Watch) -> None:
+    """Of code not every difference has words; none may pass as no difference."""
+    for n in (1, 2):
+        step = Step("one", number, {"value": {"root": "f", "code": {"f": {"more": n}}}})
+        watch.execute(step)
+    assert watch.why == {"one": "setting values changed"}
+
+
+def test_needs_that_come_and_go_are_named(watch: Watch) -> None:
+    one, two = Step("one", number), Step("two", number)
+    watch.execute(Step("sum", parity, needs=(one,)))
+    watch.execute(Step("sum", parity, needs=(two,)))
+    assert watch.why["sum"] == "it no longer needs one; it now needs two"
+
+
+def test_records_of_before_reasons_are_still_true(watch: Watch) -> None:
+    """One digest of the code and one of each input, as records were written first."""
+    watch.execute(chain())
+    for name in ("number", "parity"):
+        path = watch.folder / "steps" / f"{name}.json"
+        record = json.loads(path.read_text())
+        record["identity"]["code"] = code_digest({"number": number, "parity": parity}[name])
+        if name == "parity":
+            record["identity"]["inputs"] = {"number": digest({"value": 1})}
+        path.write_text(json.dumps(record))
+    watch.execute(chain())
+    assert watch.fresh == ["number", "parity", "said"]
+    path.write_text(path.read_text().replace(digest({"value": 1}), digest({"value": 2})))
+    watch.execute(chain())
+    assert watch.why == {"parity": "result of number changed"}
+    record["identity"]["code"] = "0" * 64
+    path.write_text(json.dumps(record))
+    assert watch.plan(chain())["parity"] == "its code changed"
+
+
+def test_a_file_that_cannot_be_read_names_the_step(watch: Watch, tmp_path: Path) -> None:
+    for file in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(
+            WorkflowError, match=r"step 'one' reads the file .*, which cannot be read"
+        ):
+            watch.execute(Step("one", number, files=(file,)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"needs": Step("a", number)}, "needs should be a tuple of steps, found Step"),
+        ({"needs": ("a",)}, "needs should be a tuple of steps, found tuple of str"),
+        ({"files": "data.csv"}, "files should be a tuple of paths, found str"),
+        ({"settings": ["epochs"]}, "settings should be a mapping, found list"),
+        ({"function": "number"}, "its function is a str"),
+    ],
+)
+def test_a_step_of_wrong_parts_is_refused_where_it_is_made(
+    fields: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(TypeError, match=f"step 'one': {words}"):
+        Step("one", **{"function": number, **fields})
+
+
+def test_a_function_without_identity_names_its_step(watch: Watch) -> None:
+    with pytest.raises(WorkflowError, match=r"step 'one': its function: .*no stable identity"):
+        watch.execute(Step("one", [].append))  # type: ignore[arg-type]
 
 
 def test_a_changed_file_is_named_and_a_moved_one_is_the_same(watch: Watch, tmp_path: Path) -> None:
@@ -108,7 +239,7 @@ def test_a_changed_file_is_named_and_a_moved_one_is_the_same(watch: Watch, tmp_p
     assert watch.fresh == ["one"]
     both[0].write_text("A")  # the first of two files of one name
     watch.execute(Step("one", number, files=both))
-    assert watch.why["one"] == "files differ in data.csv"
+    assert watch.why["one"] == "file data.csv changed"
 
 
 def test_a_missing_output_is_made_again(watch: Watch) -> None:
@@ -168,6 +299,20 @@ def test_a_deep_lattice_of_steps_is_ordered_at_once() -> None:
     for depth in range(1, 60):
         level = tuple(Step(f"{depth}{side}", parity, needs=level) for side in "ab")
     assert len(ordered(level)) == 119
+
+
+def test_a_chain_deeper_than_the_stack_is_ordered() -> None:
+    last = Step("0", number)
+    for depth in range(1, 5000):
+        last = Step(str(depth), parity, needs=(last,))
+    assert [step.name for step in ordered([last])] == [str(depth) for depth in range(5000)]
+
+
+def test_what_is_no_step_is_named() -> None:
+    with pytest.raises(
+        WorkflowError, match="the workflow returned a str, which is no Step: 'teach'"
+    ):
+        ordered(["teach"])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("name", ["../escape", "a/b", "", ".hidden", "a b"])

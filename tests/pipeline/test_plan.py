@@ -54,7 +54,7 @@ def test_a_plan_agrees_with_the_run_that_follows(watch: Watch, tmp_path: Path) -
     watch.execute(steps(1))
     assert watch.plan(steps(1)) == {"one": "", "two": "", "total": ""}
     planned = watch.plan(steps(5))
-    assert planned == {"one": "settings.value: 1 became 5", "two": "", "total": "after one"}
+    assert planned == {"one": "setting value: 1 became 5", "two": "", "total": "after one"}
     watch.execute(steps(5))
     assert watch.why.keys() == {name for name, why in planned.items() if why}
 
@@ -77,7 +77,7 @@ def test_a_step_with_a_preview_is_always_called_and_fresh_when_nothing_came_of_i
     (watch.folder / "5.part").touch()
     watch.execute(growing(3))  # its own settings are the same, its result is not
     assert watch.fresh == []
-    assert watch.why["total"] == "inputs differ in grow"
+    assert watch.why["total"] == "result of grow: value: 3 became 4"
 
 
 def test_a_step_with_a_preview_that_never_ran_is_not_shown_as_fresh(watch: Watch) -> None:
@@ -89,4 +89,4 @@ def test_a_step_with_a_preview_that_never_ran_is_not_shown_as_fresh(watch: Watch
 def test_a_changed_setting_of_a_step_with_a_preview_is_shown(watch: Watch) -> None:
     watch.execute(growing(3))
     # Nothing to make, but its result, and what follows from it, may be another.
-    assert watch.plan(growing(2)) == {"grow": "settings.to: 3 became 2", "total": "after grow"}
+    assert watch.plan(growing(2)) == {"grow": "setting to: 3 became 2", "total": "after grow"}

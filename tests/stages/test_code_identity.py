@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
-import textwrap
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +13,7 @@ from hypothesis import strategies as st
 
 from stillroom.storage.code import code_digest, code_identity
 from tests.ids import without_addresses
+from tests.stages.code_builders import Load, module_loader
 
 BASE = '''
 import functools
@@ -94,34 +91,12 @@ def local(x):
     return near(x) + other.far(x)
 '''
 NEIGHBOUR = "LIMIT = 4\ndef near(x):\n    return x\ndef far(x):\n    return x * LIMIT\n"
-Load = Callable[..., ModuleType]
 
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Writes a module, with replacements, and imports it under a name of its own."""
-    count = 0
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def loaded(*replacements: tuple[str, str], source: str = BASE, name: str = "") -> ModuleType:
-        nonlocal count
-        count += 1
-        for old, new in replacements:
-            assert source.count(old) >= 1, old
-            source = source.replace(old, new)
-        name = name or f"made{count}"
-        path = tmp_path / f"folder{count}" / f"{name}.py"
-        path.parent.mkdir()
-        path.write_text(textwrap.dedent(source))
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    return loaded
+    """Writes the base, with replacements, and imports it under a name of its own."""
+    return partial(module_loader(tmp_path, monkeypatch), source=BASE)
 
 
 def test_a_moved_or_renamed_file_changes_nothing(load: Load) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stillroom.pipeline import LocalRunner
 from stillroom.stages import Evaluation, Fit, FunctionTeacher, Recipe, Student, teach, term, train
+from stillroom.stages.feeding.shaping import as_tensors
 from stillroom.storage import Cache, Ragged
 from stillroom.storage.errors import UnknownSignalError
 from tests.stages.builders import data
@@ -78,3 +79,11 @@ def test_a_field_of_a_signal_that_is_not_there_is_named(tmp_path: Path) -> None:
     wrong = Recipe("w", (term(total_apart, "student.logits", "teacher.bxes.score", "row.label"),))
     with pytest.raises(UnknownSignalError, match=r"'bxes'.*boxes"):
         trained(tmp_path, wrong)
+
+
+def test_a_batch_with_a_single_record_is_read_like_any_other() -> None:
+    record = np.zeros(1, np.dtype([("box", "f4", (2,)), ("label", "i2")]))
+    record["box"] = (0.25, 0.5)
+    tensors = as_tensors("boxes", Ragged(record, np.array([0, 0, 1])))
+    assert tensors["boxes.box"].tolist() == [[[0, 0]], [[0.25, 0.5]]]
+    assert tensors["boxes.length"].tolist() == [0, 1]

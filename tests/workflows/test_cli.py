@@ -129,7 +129,7 @@ def test_a_users_own_workflow_runs_with_its_settings_as_flags(
     again = command("run", str(flow), "--number", "21", "--out", out)
     assert "nothing to do" in again.stdout
     changed = command("run", str(flow), "--number=5", "--out", out)
-    assert "settings.number: 21 became 5" in changed.stdout
+    assert "setting number: 21 became 5" in changed.stdout
 
 
 def test_every_wrong_setting_is_named_at_once(flow: Path, command: Command) -> None:
@@ -157,7 +157,7 @@ def test_a_workflow_that_fails_to_import_shows_its_traceback(
     broken = tmp_path / "broken.py"
     broken.write_text("import not_there_at_all\n")
     done = command("run", str(broken))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "not_there_at_all" in done.stderr
 
 

@@ -8,6 +8,7 @@ from stillroom.stages.deriving.methods.answers import (
     pooled,
     projected,
 )
+from stillroom.stages.deriving.methods.class_answers import class_answers
 from stillroom.stages.deriving.methods.kmeans import kmeans, minibatch_kmeans
 from stillroom.stages.deriving.methods.moments import class_means, class_moments, moments
 from stillroom.stages.deriving.methods.neighbours import neighbours
@@ -19,6 +20,7 @@ __all__ = [
     "agreement",
     "assigned",
     "calibrated",
+    "class_answers",
     "class_means",
     "class_moments",
     "class_pca",

@@ -1,0 +1,134 @@
+"""Rounds: who teaches next, what goes on, and nothing computed twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stillroom.pipeline import LocalRunner
+from stillroom.stages import ArrayRows, Fit, Student, recipes, term
+from stillroom.stages.evaluating import Evaluation
+from stillroom.stages.proving.detection import (
+    DetectorTeacher,
+    average_precision,
+    candidates,
+    detector,
+)
+from stillroom.stages.proving.pulses import pulse_rows, pulses
+from stillroom.stages.recipe import Recipe
+from stillroom.stages.rounds import train_rounds
+from stillroom.stages.teachers.weights import load_state
+
+
+def small_rows(number: int, weights: Path | None = None) -> ArrayRows:
+    kinds = np.repeat(["labelled", "unlabelled", "test"], [4, 12, 6])
+    return pulse_rows(pulses(22, np.random.default_rng(0)), kinds, 0, number, copies=2)
+
+
+def averages(number: int, weights: Path | None) -> list[DetectorTeacher]:
+    assert weights is not None
+    return [DetectorTeacher("average", detector, weights, "weak", above=0.34)]
+
+
+def untrained(folder: Path) -> Path:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    save_file(detector().state_dict(), folder / "begun.safetensors")
+    return folder / "begun.safetensors"
+
+
+def gone(folder: Path, count: int, recipe: Recipe | None = None, **settings: Any) -> list[Any]:
+    keys = small_rows(0).keys.to_pylist()
+    student = Student(
+        "arm",
+        detector,
+        recipe or recipes.find("soft-teacher"),
+        inputs=("strong",),
+        layers={"scores": ":scores", "boxes": ":boxes"},
+        split="unlabelled",
+        beside={"labelled": "labelled"},
+        fit=Fit(epochs=1, batch_size=6, average=0.5, schedule="constant"),
+    )
+    return train_rounds(
+        student,
+        count,
+        rows=small_rows,
+        teachers=averages,
+        splits={
+            k: [n for n in keys if n.startswith(k)] for k in ("labelled", "unlabelled", "test")
+        },
+        evaluation=Evaluation("test", average_precision, columns=("boxes", "classes", "count")),
+        folder=folder / "rounds",
+        runner=LocalRunner(),
+        start=untrained(folder),
+        tables={"candidates": candidates()},
+        **settings,
+    )
+
+
+def test_rounds_promote_the_average_and_go_on_and_are_not_computed_twice(tmp_path: Path) -> None:
+    first, second = gone(tmp_path, 2)
+    assert [r.number for r in (first, second)] == [1, 2]
+    identities = [r.snapshot.identity("boxes")["weights"] for r in (first, second)]
+    assert identities[0] != identities[1]
+    given = second.record.content["identity"]["student"]
+    assert given["start"] != given["start average"]
+    stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "rounds").rglob("*")}
+    again = gone(tmp_path, 2)
+    assert [r.record.folder for r in again] == [first.record.folder, second.record.folder]
+    unchanged = {f: f.stat().st_mtime_ns for f in stamps if f.is_file() and "leases" not in f.parts}
+    assert unchanged == {f: stamps[f] for f in unchanged}
+
+
+def test_the_average_goes_on_across_rounds_as_if_there_were_one(tmp_path: Path) -> None:
+    """With a rate of nearly nothing the weights stay, and the average nears them by its decay alone."""
+    from safetensors.torch import save_file
+
+    begun = load_state(untrained(tmp_path))
+    save_file({n: t + 1 for n, t in begun.items()}, tmp_path / "away.safetensors")
+    still = Student(
+        "still",
+        detector,
+        Recipe("zero", (term(nothing, "student.scores"),)),
+        inputs=("strong",),
+        layers={"scores": ":scores", "boxes": ":boxes"},
+        split="all",
+        start=tmp_path / "begun.safetensors",
+        start_average=tmp_path / "away.safetensors",
+        fit=Fit(epochs=3, batch_size=100, average=0.5, weight_decay=0.0),
+    )
+    (round_,) = train_rounds(
+        still,
+        1,
+        rows=small_rows,
+        teachers=lambda number, weights: [],
+        splits={"all": small_rows(0).keys.to_pylist(), "test": small_rows(0).keys.to_pylist()[-4:]},
+        evaluation=Evaluation("test", average_precision, columns=("boxes", "classes", "count")),
+        folder=tmp_path / "still",
+        runner=LocalRunner(),
+        goes_on=False,
+    )
+    averaged, weights = load_state(round_.record.average), load_state(round_.record.weights)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, begun[name])
+        torch.testing.assert_close(averaged[name], tensor + 1 / 8)
+    with pytest.raises(
+        ValueError, match=r"'still' is given an average to go on from and keeps none"
+    ):
+        replace(still, fit=Fit())
+
+
+def nothing(scores: Tensor) -> Tensor:
+    return (0 * scores).sum((1, 2))
+
+
+def test_rounds_are_counted_from_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'arm': rounds are counted from 1, asked for 0"):
+        gone(tmp_path, 0)

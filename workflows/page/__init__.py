@@ -1,0 +1,1 @@
+"""The page that `stillroom serve` shows: schedules, runs, caches, students and reports, to look at."""
