@@ -27,6 +27,7 @@ from stillroom.stages.parts import Answer, Controller, Head
 from stillroom.stages.plans.planning import plan_teach
 from stillroom.stages.plans.probing import Probe, probe
 from stillroom.stages.recipe import Recipe
+from stillroom.stages.rounds import Round, train_rounds
 from stillroom.stages.student import Record, Student
 from stillroom.stages.teachers.adversarial import AdversarialTeacher
 from stillroom.stages.teachers.function import FunctionTeacher
@@ -96,6 +97,7 @@ __all__ = [
     "Record",
     "Repaired",
     "Replay",
+    "Round",
     "RoutedTeacher",
     "RowWise",
     "Rows",
@@ -139,6 +141,7 @@ __all__ = [
     "term",
     "timm_teacher",
     "train",
+    "train_rounds",
     "wide_ratings",
     "with_signals",
 ]

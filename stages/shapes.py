@@ -77,13 +77,15 @@ class Shape:
             return torch.randint(_size(self.below, sizes), shape, generator=generator)
         drawn = torch.randn(shape, generator=generator)
         if self.marked:
-            return drawn.argsort(-1).argsort(-1) < _size(self.marked, sizes)
+            fewest: Tensor = drawn.argsort(-1).argsort(-1) < _size(self.marked, sizes)
+            return fewest
         if self.kind == "bool":
             return drawn > -0.5
         if self.kind == "simplex":
             return drawn.softmax(-1)
         if self.kind == "unit":
-            return drawn / drawn.norm(dim=-1, keepdim=True)
+            lengths: Tensor = drawn.norm(dim=-1, keepdim=True)
+            return drawn / lengths
         if self.kind == "positive":
             return drawn.abs() + 0.1
         if self.kind == "share":

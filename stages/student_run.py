@@ -70,7 +70,7 @@ class StudentRun:
         if self._validation is not None:
             self.fitting.tune(self._validation)
         self.metrics = self._measured(self._held_out)
-        point = {"epoch": self.epochs, "loss": loss, **_scalars(self.metrics)}
+        point: dict[str, Any] = {"epoch": self.epochs, "loss": loss, **_scalars(self.metrics)}
         watch = self.fitting.student.fit.watch
         if watch and self._validation is not None:
             validation = _scalars(self._measured(self._validation))

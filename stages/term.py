@@ -51,13 +51,15 @@ class Term:
                 f"{tuple(marked.shape)}: they must begin alike"
             )
         # Not a product: an infinite loss of a row that does not count would make a NaN of it.
-        chosen = losses[marked]
-        return chosen.mean() if chosen.numel() else losses.sum() * 0
+        chosen: Tensor = losses[marked]
+        nothing: Tensor = losses.sum() * 0
+        return chosen.mean() if chosen.numel() else nothing
 
     def weighted(self, mean: Tensor, tensors: Mapping[str, Any]) -> Tensor:
         """The mean times its weight."""
         if isinstance(self.weight, str):
-            return mean * tensors[self.weight]
+            weight: Tensor = tensors[self.weight]
+            return mean * weight
         return mean if self.weight == 1 else self.weight * mean
 
     @property

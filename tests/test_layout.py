@@ -132,7 +132,10 @@ print()
         ("import stillroom.stages", ("torch", "ray", "zarr", "dask", "safetensors")),
         ("import stillroom.pipeline", ("torch", "ray", "zarr", "dask")),
         ("from stillroom.stages import recipes; recipes.find('kd')", ("torch", "ray")),
-        (HELP, ("torch", "ray", "pyarrow", "numpy", "zarr", "dask", "pydantic", "yaml", "matplotlib")),
+        (
+            HELP,
+            ("torch", "ray", "pyarrow", "numpy", "zarr", "dask", "pydantic", "yaml", "matplotlib"),
+        ),
     ],
     ids=["storage", "stages", "pipeline", "recipes", "help"],
 )

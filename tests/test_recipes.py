@@ -166,7 +166,7 @@ def test_names_are_listed_without_importing_any(monkeypatch: pytest.MonkeyPatch)
 def test_kd_is_the_mixture_of_soft_targets_and_labels() -> None:
     recipe = recipes.find("kd", alpha=0.3, temperature=2.0)
     given = tensors(recipe)
-    found = sum(one.weight * one(given) for one in recipe.terms)
+    found = torch.stack([one.weighted(one(given), given) for one in recipe.terms]).sum(0)
     soft = kl(given["student.logits"], given["teacher.logits"], temperature=2.0)
     hard = cross_entropy(given["student.logits"], given["row.label"])
     torch.testing.assert_close(found, 0.3 * soft + 0.7 * hard)

@@ -9,6 +9,7 @@ from typing import Any
 
 from stillroom.stages import recipes
 from stillroom.stages.proving.proof import Proof
+from stillroom.stages.recipe import Recipe
 from stillroom.storage.files import read_json
 
 HEADER = """# Recipes
@@ -58,7 +59,7 @@ def describe_recipe(name: str) -> dict[str, Any]:
     }
 
 
-def _states(made: recipes.Recipe) -> list[str]:
+def _states(made: Recipe) -> list[str]:
     assert made.controller is not None
     return sorted(made.controller.start(**made.controller.settings))
 

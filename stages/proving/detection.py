@@ -201,5 +201,6 @@ def _area(hits: NDArray[np.float64], wanted: int) -> float:
 
 def rank_correlation(first: NDArray[Any], second: NDArray[Any]) -> float:
     """Spearman's: the correlation of ranks, ties in order."""
-    ranks = [np.argsort(np.argsort(values, kind="stable")) for values in (first, second)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    one, other = (np.argsort(np.argsort(v, kind="stable")) for v in (first, second))
+    table: Any = np.corrcoef(np.stack([one, other]).astype(np.float64))
+    return float(table[0, 1])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from stillroom.stages.evaluating import classification
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -20,6 +22,14 @@ def auc(score: Tensor, positive: Tensor) -> float:
     """
     marked, others = score[positive][:, None], score[~positive][None]
     return ((marked > others).double() + 0.5 * (marked == others).double()).mean().item()
+
+
+def doubting(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """`classification`, and of a kept head `ratio` how well low shares find the rows marked `wrong`."""
+    found = classification(tensors)
+    if "head.ratio" in tensors:
+        found["auc"] = auc(-tensors["head.ratio"], tensors["row.wrong"] == 1)
+    return found
 
 
 def base_and_novel(tensors: Mapping[str, Any], *, base: int) -> dict[str, Any]:

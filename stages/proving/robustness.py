@@ -15,7 +15,7 @@ from stillroom.stages.fit import Fit
 from stillroom.stages.objectives.logits import cross_entropy
 from stillroom.stages.proving.models import mlp
 from stillroom.stages.recipe import Recipe
-from stillroom.stages.teachers.adversarial import perturbed
+from stillroom.stages.teachers.adversarial import AdversarialTeacher, perturbed
 from stillroom.stages.teachers.module import ModuleTeacher
 from stillroom.stages.teachers.weights import load_state
 from stillroom.storage.keys import as_keys
@@ -78,6 +78,14 @@ def two_teachers(
     robust = made("robust", fit=replace(fit, learning_rate=2e-2), recipe=hard)
     clean = ModuleTeacher("clean", build, made("clean", fit=fit), ("x",))
     return clean, ModuleTeacher("robust", build, robust, ("attacked",))
+
+
+def free_adversary(
+    build: Callable[[], nn.Module], weights: Path, *, epsilon: float
+) -> AdversarialTeacher:
+    """The adversary of `x`, whose numbers may be any, in ten steps of a quarter of epsilon."""
+    ball = partial(AdversarialTeacher, epsilon=epsilon, step=epsilon / 4, low=None, high=None)
+    return ball("adversary", build, weights, given=("x",))
 
 
 def robustness(

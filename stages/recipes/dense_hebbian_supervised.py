@@ -1,4 +1,4 @@
-"""Dense Hebbian networks with a teacher (Alemanno et al. 2023, arXiv:2212.00606).
+"""Dense Hebbian networks with a teacher (Agliari et al. 2022, arXiv:2212.00606).
 
 A P-spin Hopfield network never sees the archetypes xi_mu, only noisy examples eta_mu,a of each class.
 The teacher is who says which examples belong together: they are averaged before the P-th power,

@@ -121,7 +121,7 @@ def _classes(given: tuple[int, ...], _: tuple[int, ...]) -> nn.Module:
 
 
 def _prove(bench: Bench) -> None:
-    digits, views, epochs = small_digits(), 4, bench.size(16, 1)
+    digits, views, epochs = small_digits(), 4, bench.size(12, 1)
     splits = bench.split(digits, train=bench.size(1200, 100), test=bench.size(597, 100))
     rows, splits = few_labelled(digits, splits, each=5)
     big, small = (

@@ -180,7 +180,7 @@ def _prove(bench: Bench) -> None:
     columns = {"truth": MARKS[label], "label": MARKS[noisy], "vertical": of_digit[label]}
     columns |= {"image": read["image"], "said": of_digit[noisy]}
     rows = ArrayRows(small_digits().keys, **columns)
-    splits = bench.split(rows, specialists=1200, train=120, test=0)
+    splits = bench.split(rows, specialists=bench.size(1200, 120), train=120, test=0)
     vertical = dict(zip(rows.keys.to_pylist(), of_digit[label], strict=True))
     fit = Fit(epochs=bench.size(60, 3), batch_size=20, evaluate_every=bench.size(10, 3))
     measured = Evaluation("test", _average_precision, columns=("truth", "vertical"))
@@ -226,4 +226,6 @@ PROOF = Proof(
         Claim("concentrated, blocks", "labels, blocks", "ap", says="also with blocks"),
         Claim(FULL, "concentrated, blocks", "loss", larger=False, says="scales: a faster start"),
     ),
+    tried="120 epochs with two seeds first (in epoch 10 of them scales did have the lower loss); halved "
+    "because it took too long",
 )

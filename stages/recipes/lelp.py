@@ -58,7 +58,8 @@ if TYPE_CHECKING:
 
 def marginal(logits: Tensor, *, subclasses: int) -> Tensor:
     """(n, classes) logits whose softmax sums that of (n, classes * subclasses) over each class."""
-    return logits.unflatten(-1, (-1, subclasses)).logsumexp(-1)
+    found: Tensor = logits.unflatten(-1, (-1, subclasses)).logsumexp(-1)
+    return found
 
 
 def marginal_cross_entropy(logits: Tensor, label: Tensor, *, subclasses: int) -> Tensor:
@@ -72,7 +73,7 @@ def recipe(*, subclasses: int = 5, alpha: float = 0.0) -> Recipe:
         raise ValueError(
             f"lelp: subclasses must be at least 1 and alpha in [0, 1), found {subclasses}, {alpha}"
         )
-    parts, logits = {"subclasses": subclasses}, "student.logits"
+    logits, parts = "student.logits", dict[str, Any](subclasses=subclasses)
     terms = [term(soft_cross_entropy, logits, "teacher.subclasses", weight=1 - alpha)]
     if alpha:
         terms.append(term(marginal_cross_entropy, logits, "row.label", weight=alpha, **parts))
@@ -92,10 +93,7 @@ def recipe(*, subclasses: int = 5, alpha: float = 0.0) -> Recipe:
 
 def directions(weight: NDArray[Any], *, subclasses: int = 5, seed: int = 0) -> Summary:
     """Of every class: `directions` (C, S, d), orthonormal and orthogonal to the span of the teacher's
-    output weights (C, d), `means` (C, d) and `scales` (C,), over the signals embedding and logits.
-
-    A class that the teacher calls no two rows has scale 1.
-    """
+    output weights (C, d), `means` (C, d) and `scales` (C,), 1 where a class has no spread."""
     weight = np.asarray(weight, np.float64)
     function = partial(_directions, weight=weight, subclasses=subclasses, seed=seed)
     return Summary("lelp-directions", function, {"embedding": "embedding", "logits": "logits"})
@@ -162,13 +160,14 @@ def _prove(bench: Bench) -> None:
         found = derive(cache, snapshot, directions(output), keys=splits[keys])
         made = targets(found, beta=beta, name=name)
         snapshot = derive_signals(cache, snapshot, made, runner=bench.runner)
-    rate = {"learning_rate": 4e-3, "optimizer": "adam", "weight_decay": 0, "schedule": "constant"}
-    fit = partial(Fit, batch_size=32, evaluate_every=60, **rate)
+    slow = partial(Fit, learning_rate=4e-3, weight_decay=0, schedule="constant", evaluate_every=60)
+    fit = partial(slow, batch_size=32, optimizer="adam")
     few = partial(Student, "s", split="few", fit=fit(epochs=bench.size(60, 1)))
     every = partial(Student, "s", split="all", fit=fit(epochs=bench.size(20, 1)))
     soft, hot = (kd.recipe(alpha=1.0, temperature=heat) for heat in (1.0, 3.0))
-    parts = Answer(marginal, ("student.logits",), {"subclasses": 5})
-    digits = Recipe("digits", (term(cross_entropy, "student.logits", "row.part"),), answer=parts)
+    digits = Recipe(
+        "digits", (term(cross_entropy, "student.logits", "row.part"),), answer=recipe().answer
+    )
     widths = (24, 2), (24, 10), (6, 2), (6, 10)
     two, ten, six, six_ten = (partial(mlp, 64, *more) for more in widths)
     arms = {

@@ -23,6 +23,7 @@ True
 from __future__ import annotations
 
 from functools import partial
+from math import sqrt
 from typing import TYPE_CHECKING
 
 from stillroom.stages.evaluating import Evaluation
@@ -84,7 +85,7 @@ def relations(left: Tensor, right: Tensor, there: Tensor) -> Tensor:
         left, right: (n, heads, tokens, d): queries and keys, or values twice.
         there: (n, tokens) bool; scores of the others are so low that no softmax gives them anything.
     """
-    scores = left @ right.transpose(-1, -2) / left.shape[-1] ** 0.5
+    scores: Tensor = left @ right.transpose(-1, -2) / sqrt(left.shape[-1])
     return scores.masked_fill(~there[:, None, None], -1e9)
 
 
@@ -157,9 +158,15 @@ def _fit(epochs: int) -> Fit:
 
 PROOF = Proof(
     _prove,
-    data="",
+    data="runs of 4 random tokens of 32, written 2 or 3 times, 15% hidden; teacher transformer of 2 layers "
+    "and width 64 (250 steps), students of width 24: 250 steps from 2,000 runs of cached queries, keys "
+    "and values, then 120 steps on the hidden tokens of 200 runs",
     claims=(
-        Claim("minilm", "attention alone"),
-        Claim("minilm", "no distillation"),
+        Claim("minilm", "attention alone", says="values teach what attention alone does not"),
+        Claim(
+            "minilm", "no distillation", says="the last layer's relations teach a narrower student"
+        ),
     ),
+    tried="once, by one seed, a teacher of 2,000 steps and blocks twice as wide inside, students on "
+    "batches of 64: the same order. Cut to 250 steps, after which it fills as many of the hidden tokens",
 )

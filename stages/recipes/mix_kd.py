@@ -20,10 +20,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stillroom.stages.deriving.methods.class_answers import softmax
 from stillroom.stages.fit import Fit
 from stillroom.stages.objectives.logits import cross_entropy, kl
 from stillroom.stages.parts import Answer
@@ -131,7 +132,11 @@ def _prove(bench: Bench) -> None:
 
     plain = bench.trained("plain", big, rows, splits["train"], inputs=("image",), fit=fit())
     fully = taught("plain", plain, 1.0)
-    mixed = {"snapshot": fully, "recipe": _of("mixup", _MIXUP), "fit": fit(views=views)}
+    mixed: dict[str, Any] = {
+        "snapshot": fully,
+        "recipe": _of("mixup", _MIXUP),
+        "fit": fit(views=views),
+    }
     mixup = bench.trained("mixup", big, rows, splits["train"], inputs=("image",), **mixed)
     taught("plain", plain, 0.1)
     snapshots = {share: taught("mixup", mixup, share) for share in (1.0, 0.1)}
@@ -154,11 +159,8 @@ def _prove(bench: Bench) -> None:
         }
         bench.train(arms, rows, snapshots[share], splits=splits)
     for teacher in ("plain", "mixup"):
-        logits = Reader(snapshots[0.1], [f"{teacher}/logits"]).gather(splits["test"])
-        likely = np.exp(
-            logits[f"{teacher}/logits"] - logits[f"{teacher}/logits"].max(1, keepdims=True)
-        )
-        likely /= likely.sum(1, keepdims=True)
+        name = f"{teacher}/logits"
+        likely = softmax(np.asarray(Reader(snapshots[0.1], [name]).gather(splits["test"])[name]))
         entropy = -(likely * np.log(np.maximum(likely, 1e-30))).sum(1).mean()
         bench.note(f"{teacher} teacher", entropy=float(entropy))
 
@@ -192,4 +194,5 @@ PROOF = Proof(
             says="mixup makes a teacher smoother",
         ),
     ),
+    tried="a rate of 0.004 for all arms, with which plain KD had not converged (test rows of seed 0)",
 )

@@ -18,7 +18,7 @@ added without the teacher. Defaults: weight 1000, temperature 1, teacher_scale 1
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -91,7 +91,7 @@ def recipe(
     student_scale: float = 100.0,
 ) -> Recipe:
     """Soft targets of shared class vectors; the scales are the exp(logit_scale) of the two CLIPs."""
-    scales = {"teacher_scale": teacher_scale, "student_scale": student_scale}
+    scales: dict[str, Any] = {"teacher_scale": teacher_scale, "student_scale": student_scale}
     numbers = {"weight": weight, "temperature": temperature, **scales}
     if wrong := [name for name, value in numbers.items() if not value > 0]:
         raise ValueError(f"promptkd: {wrong[0]} must be above 0, found {numbers[wrong[0]]}")
@@ -146,7 +146,7 @@ def _prove(bench: Bench) -> None:
         feature = small()(torch.from_numpy(known["image"])).numpy()
     own = np.stack([feature[label == c].mean(0) for c in range(10)])
     tables = {"classes": vectors["means"].astype(np.float32), "own": own}
-    scales = {"teacher_scale": 20.0, "student_scale": 20.0}
+    scales: dict[str, Any] = {"teacher_scale": 20.0, "student_scale": 20.0}
     shared = recipe(**scales)
     reads = ("head.image", "teacher.embedding", "table.classes", "table.own")
     apart = term(shared_kl, *reads, weight=1000, temperature=1.0, **scales)
@@ -196,4 +196,5 @@ PROOF = Proof(
             ("promptkd, the labelled images", "harmonic", "and more than those with labels alone"),
         )
     ),
+    tried="scales of 20, not tuned: these cosines spread wider than CLIP's, whose scale is 100",
 )

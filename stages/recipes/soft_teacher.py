@@ -64,7 +64,7 @@ SHAPES = {
     "row.count": "int n below objects",
     "row.classes": "int n objects below kinds",
 }
-"""`kinds` are the classes and, last, the background; views map a row's own places to theirs."""
+"""`kinds`: classes and, last, the background; views map a row's own places to theirs."""
 
 
 def recipe(
@@ -82,12 +82,12 @@ def recipe(
             "soft-teacher: alpha and uncertainty must be above 0, score in [0, 1), overlap in (0, 1]; "
             f"found {alpha}, {uncertainty}, {score}, {overlap}"
         )
-    names = ("table.candidates", "batch.main", "teacher.boxes.box", "teacher.boxes.length")
-    names += ("row.strong_view", "row.weak_view")
-    said = ("teacher.boxes.label", "teacher.boxes.score")
-    said += ("teacher.background",) if soft_background else ()
+    boxes = ("teacher.boxes.box", "teacher.boxes.length", "row.strong_view", "row.weak_view")
+    names = ("table.candidates", "batch.main", *boxes)
+    soft = ("teacher.background",) if soft_background else ()
+    said = ("teacher.boxes.label", "teacher.boxes.score", *soft)
     sure = f"teacher.boxes.{'jitter' if select_by_jitter else 'score'}"
-    by = {"below": uncertainty} if select_by_jitter else {"above": score}
+    by: dict[str, Any] = {"below": uncertainty} if select_by_jitter else {"above": score}
     on: dict[str, Any] = {"weight": alpha, "overlap": overlap}
     return _made(
         "soft-teacher",
@@ -160,9 +160,8 @@ def box_loss(
 ) -> Tensor:
     """L_reg: () mean L1 distance in sides of the candidate, 0 without foreground.
 
-    `refined` (n, candidates, 2 d) are the student's boxes. Those of the teacher are taken whose
-    uncertainty is below `below`, `sure` being the deviations of their corners (n, m, 2 d); or, without
-    it, whose score `sure` (n, m) is above `above`. Others as of `class_loss`.
+    `refined` (n, candidates, 2 d) are the student's boxes. `sure` decides which of the teacher's count:
+    deviations (n, m, 2 d), uncertainty below `below`; or scores (n, m), above `above`.
     """
     trusted = sure > above if below is None else box_uncertainty(boxes, sure) < below
     there, seen = first_of(length, boxes) & trusted, mapped(boxes, between(weak, strong))
@@ -197,4 +196,5 @@ PROOF = Proof(
         Claim("soft teacher", "soft background", "ap75", says="steady boxes place better"),
         Claim("jitter", "score", "correlation", says="steadiness tells overlap better than score"),
     ),
+    tried="set by labels alone; seed 0 seen in 3 set-ups (less burn-in, more noise): all below labels",
 )

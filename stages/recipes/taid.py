@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.stages.evaluating import Evaluation
 from stillroom.stages.fit import Fit
 from stillroom.stages.objectives.logits import cross_entropy
+from stillroom.stages.objectives.sparse import buckets, stored_buckets
 from stillroom.stages.parts import Controller, Seen
 from stillroom.stages.proving import texts
 from stillroom.stages.proving.proof import Claim, Proof
@@ -97,35 +98,6 @@ def recipe(
             **({"row.next": "int n tokens below classes"} if distil_ratio < 1 else {}),
         },
     )
-
-
-def buckets(logits: Tensor, indices: Tensor) -> Tensor:
-    """(n, tokens, k + 1) log-probabilities of k classes and of all others together, (n, tokens, k) where
-    there are no others.
-
-    Args:
-        logits: (n, tokens or more, classes).
-        indices: (n, tokens, k) whole numbers, different ones for each token.
-    """
-    import torch
-
-    every = logits[:, : indices.shape[1]].log_softmax(-1)
-    kept = every.gather(-1, indices)
-    if indices.shape[-1] == every.shape[-1]:
-        return kept
-    others = every.scatter(-1, indices, float("-inf")).logsumexp(-1, keepdim=True)
-    return torch.cat([kept, others], -1)
-
-
-def stored_buckets(logits: Tensor, indices: Tensor, values: Tensor, tail: Tensor) -> Tensor:
-    """The teacher's own, as topk(k) stores them: log-probabilities (n, tokens, k), and the tail's
-    probability (n, tokens). No gradient reaches them."""
-    import torch
-
-    values, tail = values.detach(), tail.detach()
-    if indices.shape[-1] == logits.shape[-1]:
-        return values
-    return torch.cat([values, tail.clamp_min(1e-30).log().unsqueeze(-1)], -1)
 
 
 def taid(logits: Tensor, indices: Tensor, values: Tensor, tail: Tensor, t: Tensor) -> Tensor:
@@ -204,9 +176,17 @@ def _prove(bench: Bench) -> None:
 
 PROOF = Proof(
     _prove,
-    data="",
+    data="characters of Python's own help texts; teacher 5-gram model with Witten-Bell smoothing of 62 "
+    "texts, its top 32 of 103 cached; student a hidden layer of 64 over the last 8 characters, 3 epochs of "
+    "800 rows of up to 64 characters; bits a character on 240 rows of the other 17 texts",
     claims=(
-        Claim("taid", "forward KL", metric="bits", larger=False),
-        Claim("taid", "reverse KL", metric="entropy"),
+        Claim("taid", "forward KL", "bits", larger=False, says="a moving target teaches more"),
+        Claim("taid", "reverse KL", "entropy", says="it does not fall onto a few modes"),
+        Claim(
+            "taid", "taid, linear", "bits", larger=False, says="t that follows the loss is better"
+        ),
     ),
+    tried="alpha 5e-4 belongs to long trainings; here it is 8 / steps, as if they were 16,000, since in "
+    "300 steps of 5e-4 t would be the linear one. By one seed also 1,600 rows, 4 epochs, batches of 16: "
+    "the same order. Chosen by cost, not by result",
 )

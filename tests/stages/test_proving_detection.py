@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,17 +94,18 @@ def test_a_teachers_answer_to_a_signal_hangs_on_no_other_and_its_jitter_is_of_it
 ) -> None:
     teacher = averages(1, untrained(tmp_path))[0]
     answer, rows = teacher.load(), small_rows(1)
-    whole = answer(rows.read(np.arange(8), ["weak"]))
-    alone = answer(rows.read(np.arange(5, 6), ["weak"]))
-    np.testing.assert_allclose(alone["background"][0], whole["background"][5], atol=1e-5)  # type: ignore[index]
+    whole: Any = answer(rows.read(np.arange(8), ["weak"]))
+    alone: Any = answer(rows.read(np.arange(5, 6), ["weak"]))
+    np.testing.assert_allclose(alone["background"][0], whole["background"][5], atol=1e-5)
     many, one = whole["boxes"], alone["boxes"]
     assert isinstance(many, Ragged)
     assert isinstance(one, Ragged)
     assert many.values.dtype == DETECTION
-    mine = many.values[many.offsets[5] : many.offsets[6]]
-    assert len(mine) == len(one.values) > 0
+    mine: Any = many.values[many.offsets[5] : many.offsets[6]]
+    same: Any = one.values
+    assert len(mine) == len(same) > 0
     for name in ("box", "score", "jitter"):
-        np.testing.assert_allclose(one.values[name], mine[name], atol=1e-5)
+        np.testing.assert_allclose(same[name], mine[name], atol=1e-5)
     assert (mine["jitter"] > 0).all()
     assert teacher.identity() == averages(2, untrained(tmp_path))[0].identity()
     assert replace(teacher, spread=0.1).identity() != teacher.identity()

@@ -176,14 +176,15 @@ def counted(learning: Any) -> torch.Tensor:
     module, said = learning.module, learning.tensors["teacher.logits"]
     module.total += said.sum(0)
     module.rows += len(said)
-    return module.rows.float()
+    rows: torch.Tensor = module.rows.float()
+    return rows
 
 
 class Mean(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("total", torch.zeros(4))
-        self.register_buffer("rows", torch.zeros(()))
+        self.total = torch.nn.Buffer(torch.zeros(4))
+        self.rows = torch.nn.Buffer(torch.zeros(()))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return (self.total / self.rows.clamp_min(1)).expand(len(image), 4)
@@ -237,7 +238,7 @@ def test_an_answer_is_tuned_on_validation_rows_and_never_on_test_rows(
     assert plainly.content["answer"] == {"share": 0.5}
     tuned = student(recipe=FUSED, validation="held")
     (first,) = trained(tmp_path / "b", [tuned], snapshot, splits=FEW)
-    label = data().read(np.arange(60), ["label"])["label"].copy()
+    label = np.array(data().read(np.arange(60), ["label"])["label"])
     label[40:] = (label[40:] + 1) % 4  # other labels on the test rows
     (second,) = trained(tmp_path / "c", [tuned], snapshot, rows=data(label=label), splits=FEW)
     assert first.content["answer"] == second.content["answer"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,11 @@ def asked(snapshot: Snapshot, rows: Any) -> SignalColumns:
 
 
 def reads(teacher: Any, *inputs: str) -> Any:
-    from dataclasses import replace
-
     return replace(teacher, inputs=inputs)
+
+
+def images(rows: Any, places: Any = range(60)) -> NDArray[np.float32]:
+    return np.asarray(rows.read(np.array(places), ["image"])["image"])
 
 
 def test_a_teacher_is_asked_about_anothers_answers(tmp_path: Path) -> None:
@@ -49,7 +52,7 @@ def test_a_teacher_is_asked_about_anothers_answers(tmp_path: Path) -> None:
     assert seen.columns == ("image", "label", "answer")
     assert len(seen) == len(rows)
     made = taught(tmp_path / "c", seen, reads(second(answer=both), "answer", "image"))
-    image = rows.read(np.arange(60), ["image"])["image"]
+    image = images(rows)
     np.testing.assert_array_equal(
         answers(made, rows, "total"), (image[:, :4] * 2).sum(axis=1) + image[:, 0]
     )
@@ -62,7 +65,7 @@ def test_columns_come_in_any_order_and_alone(tmp_path: Path) -> None:
     places = np.array([7, 3, 3, 59])
     batch = seen.read(places, ["answer", "label"])
     assert list(batch) == ["answer", "label"]
-    image = rows.read(places, ["image"])["image"]
+    image = images(rows, places)
     np.testing.assert_array_equal(batch["answer"], image[:, :4] * 2)
     np.testing.assert_array_equal(seen.read(places, ["answer"])["answer"], batch["answer"])
 
@@ -96,7 +99,7 @@ def test_only_rows_that_were_answered_anew_are_asked_about_again(tmp_path: Path)
     seen = asked(taught(tmp_path / "c", edited), edited)
     made = taught(tmp_path / "c", seen, teacher, listen=heard)
     assert heard.taught == 2
-    image = edited.read(np.arange(60), ["image"])["image"]
+    image = images(edited)
     np.testing.assert_array_equal(answers(made, edited, "total"), (image[:, :4] * 2).sum(axis=1))
 
 
@@ -108,14 +111,14 @@ def test_another_teacher_of_the_same_rows_makes_all_stale(tmp_path: Path) -> Non
     heard = Heard()
     made = taught(tmp_path / "c", asked(other, rows), teacher, listen=heard)
     assert heard.taught == 60
-    image = rows.read(np.arange(60), ["image"])["image"]
+    image = images(rows)
     np.testing.assert_array_equal(answers(made, rows, "total"), (image[:, :4] * 3).sum(axis=1))
 
 
-def test_it_pickles_as_the_snapshot_that_it_reads(tmp_path: Path) -> None:
+def test_a_worker_gets_it_as_the_snapshot_that_it_reads(tmp_path: Path) -> None:
     rows = data()
     seen = asked(taught(tmp_path / "c", rows), rows)
-    sent = pickle.loads(pickle.dumps(seen))
+    sent = copy.deepcopy(seen)  # as workers get it: by __reduce__
     assert sent.fingerprint(["answer"]) == seen.fingerprint(["answer"])
     np.testing.assert_array_equal(
         sent.read(np.array([5]), ["answer"])["answer"],
@@ -126,7 +129,7 @@ def test_it_pickles_as_the_snapshot_that_it_reads(tmp_path: Path) -> None:
 def test_rows_that_changed_since_are_refused(tmp_path: Path) -> None:
     snapshot = taught(tmp_path / "c", data())
     seen = asked(snapshot, data(edited=[4]))
-    with pytest.raises(RowsError, match="1 rows changed since teacher 'plain' answered .* r4"):
+    with pytest.raises(RowsError, match=r"1 rows changed since teacher 'plain' answered .* r4"):
         seen.hashes(["answer"])
 
 

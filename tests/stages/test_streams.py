@@ -30,7 +30,7 @@ def test_every_row_of_a_stream_comes_once_before_any_comes_again(
             assert (tensors["batch.index"][marked] == -1).all()
             few = tensors["row.label"][marked]
             drawn += few.tolist()
-    labels = sorted(data().read(np.arange(rows), ["label"])["label"].tolist())
+    labels = sorted(np.asarray(data().read(np.arange(rows), ["label"])["label"]).tolist())
     for start in range(0, len(drawn) - rows + 1, rows):
         assert sorted(drawn[start : start + rows]) == labels
 

@@ -142,7 +142,12 @@ def test_a_checkpoint_refuses_what_it_cannot_give_back(tmp_path: Path) -> None:
 
 def test_the_best_epoch_is_kept_and_waiting_has_an_end(tmp_path: Path, snapshot: Snapshot) -> None:
     fit = Fit(
-        *(40, 8, 0.3), schedule="constant", watch="accuracy", patience=2, optimizer="sgd", momentum=0.0
+        *(40, 8, 0.3),
+        schedule="constant",
+        watch="accuracy",
+        patience=2,
+        optimizer="sgd",
+        momentum=0.0,
     )
     learner = student(fit=fit, validation="held")
     (record,) = trained(tmp_path, [learner], snapshot, splits=HELD)

@@ -64,7 +64,7 @@ def test_an_own_module_is_found_shown_and_proved(own: str, tmp_path: Path) -> No
 
 
 def test_what_is_no_recipe_is_said_with_the_way_out(own: str) -> None:
-    with pytest.raises(recipes.UnknownRecipeError, match="no module 'somebodys.methd'"):
+    with pytest.raises(recipes.UnknownRecipeError, match=r"no module 'somebodys\.methd'"):
         recipes.find("somebodys.methd")
     with pytest.raises(
         recipes.UnknownRecipeError, match=r"'somebodys.empty' has no function recipe"

@@ -63,7 +63,7 @@ def application(state: State, token: str = "", hosts: frozenset[str] = frozenset
         StillroomError: pages.failed,
         Exception: pages.failed,
     }
-    return Door(Starlette(routes=routes, exception_handlers=handlers), refused, token, hosts)  # type: ignore[arg-type]
+    return Door(Starlette(routes=routes, exception_handlers=handlers), refused, token, hosts)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ class _Pages:
             )
         )
 
-    def _answer(self, request: Request, template: str, again: bool = False, **shown: Any) -> Response:
+    def _answer(
+        self, request: Request, template: str, again: bool = False, **shown: Any
+    ) -> Response:
         still = "still" in request.query_params
         every = LOOK_AGAIN_S if again and not still else 0
         more = {"again": every, "still": still or not again, "here": request.url.path}
@@ -142,7 +144,9 @@ class _Pages:
         run = self._run(request)
         found = finding.file_of(run, request.path_params["path"])
         if found is None:
-            raise HTTPException(404, f"no page or picture of that name in the folder of run {run.number}")
+            raise HTTPException(
+                404, f"no page or picture of that name in the folder of run {run.number}"
+            )
         policy = {"content-security-policy": REPORT_POLICY}
         return FileResponse(found, media_type=finding.SHOWN[found.suffix.lower()], headers=policy)
 
@@ -193,7 +197,9 @@ class _Pages:
 
     def failed(self, request: Request, error: Exception) -> Response:
         known = isinstance(error, StillroomError)
-        words = str(error) if known else f"{type(error).__name__}, whose traceback is with the server"
+        words = (
+            str(error) if known else f"{type(error).__name__}, whose traceback is with the server"
+        )
         return HTMLResponse(self.render("problem", problem=words, way_out=""), 500)
 
     def _run(self, request: Request) -> Run:

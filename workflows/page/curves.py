@@ -26,9 +26,9 @@ def sparkline(curve: Curve) -> str:
         f"{curve.metric} from {curve.values[0]:.4g} after epoch {first} "
         f"to {curve.values[-1]:.4g} after epoch {last}"
     )
-    x, y = points[-1].split(",")
+    end_x, end_y = points[-1].split(",")
     return (
         f'<svg class="spark" viewBox="0 0 {_WIDE} {_TALL}" width="{_WIDE}" height="{_TALL}" role="img">'
         f'<title>{escape(words)}</title><polyline points="{" ".join(points)}"/>'
-        f'<circle cx="{x}" cy="{y}" r="2.5"/></svg>'
+        f'<circle cx="{end_x}" cy="{end_y}" r="2.5"/></svg>'
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ VARIABLE = "STILLROOM_TOKEN"
 LEAST_TOKEN = 16
 """Characters; one that a person made up can be guessed."""
 _LONGEST_FORM = 4096
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::[0-9]*)?")
 POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'"
@@ -125,9 +127,10 @@ class Door:
         cookie: SimpleCookie = SimpleCookie()
         name = _cookie(scope)
         cookie[name] = self.token
-        cookie[name].update({"httponly": True, "samesite": "Strict", "path": "/"})
+        rules: dict[str, Any] = {"httponly": True, "samesite": "Strict", "path": "/"}
+        cookie[name].update(rules)
         if scope["scheme"] == "https":
-            cookie[name]["secure"] = True
+            cookie[name].update({"secure": "yes"})
         more = {b"location": to.encode(), b"set-cookie": cookie[name].OutputString().encode()}
         await _answer(send, 303, b"", more)
 
@@ -142,8 +145,9 @@ def _header(scope: Scope, name: bytes) -> str:
 
 
 def _name(host: str) -> str:
-    """Of a Host header, without its port."""
-    return (host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]).lower()
+    """Of a Host header, without its port; empty when it is none."""
+    found = _HOST.fullmatch(host)
+    return str(found[1]).lower() if found else ""
 
 
 async def _form(receive: Receive) -> str:
@@ -152,7 +156,7 @@ async def _form(receive: Receive) -> str:
         message = await receive()
         body += message.get("body", b"")
         if not message.get("more_body"):
-            return parse_qs(body.decode("latin-1")).get("token", [""])[0]
+            return str(parse_qs(body.decode("latin-1")).get("token", [""])[0])
     return ""
 
 

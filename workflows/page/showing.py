@@ -22,7 +22,9 @@ def templates() -> Any:
         import jinja2
         from markupsafe import Markup
     except ImportError as error:
-        raise ImportError(f"the page needs Jinja ({error}): pip install 'stillroom[page]'") from error
+        raise ImportError(
+            f"the page needs Jinja ({error}): pip install 'stillroom[page]'"
+        ) from error
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -32,7 +34,7 @@ def templates() -> Any:
     )
     words = (when, stamp, ago, amount, duration, span, whole, number, asked, command)
     environment.filters.update({f.__name__: f for f in words})
-    environment.filters["sparkline"] = lambda curve: Markup(sparkline(curve))  # noqa: S704
+    environment.filters["sparkline"] = lambda curve: Markup(sparkline(curve))
     environment.globals.update(absent=NONE)
     return environment
 

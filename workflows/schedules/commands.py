@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -30,7 +32,8 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, no
 PageAt = Annotated[
     str | None,
     typer.Option(
-        metavar="[HOST:]PORT", help="The page there; a token is asked for unless HOST is a loopback."
+        metavar="[HOST:]PORT",
+        help="The page there; a token is asked for unless HOST is a loopback.",
     ),
 ]
 Name = Annotated[str, typer.Argument(help="A schedule's name.")]
@@ -251,13 +254,14 @@ def page(
     page_at: PageAt = None,
 ) -> None:
     """Show the page without scheduling anything, until Ctrl-C or SIGTERM."""
-    from stillroom.pipeline.stopping import stopping
     from stillroom.workflows.schedules.state import State
 
-    with _shown(State(state_folder(state)), page_at) as address, stopping() as stop:
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    with _shown(State(state_folder(state)), page_at) as address:
         _log(f"page: {address}")
-        while not stop.asked:
-            time.sleep(0.2)
+        ended.wait()
 
 
 def _shown(state: State, said: str | None) -> AbstractContextManager[str]:

@@ -144,7 +144,7 @@ def test_each_row_is_taught_by_its_specialist_alone(tmp_path: Path) -> None:
     for v in range(3):
         build = partial(_specialist, v)
         weights = untrained(build, tmp_path / f"{v}.safetensors", seed=v)
-        how = {"weights": weights, "encodings": {"logits": "topk(2)"}}
+        how: dict[str, Any] = {"weights": weights, "encodings": {"logits": "topk(2)"}}
         experts[v] = ModuleTeacher(f"expert-{v}", build, **how)
     teacher = RoutedTeacher("experts", "said", experts)
     rows = teacher.rows(ArrayRows(keys, image=image, said=said))

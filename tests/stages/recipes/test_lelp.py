@@ -124,8 +124,10 @@ def test_targets_are_cached_as_a_signal_and_few_dimensions_are_refused(
 ) -> None:
     cache = Cache.at(snapshot.cache)
     made = derive_signals(cache, snapshot, lelp.targets(found, beta=0.3), runner=LocalRunner())
-    stored = Reader(made, ["subclasses"]).gather([3, 7])["subclasses"]
-    np.testing.assert_allclose(stored.reshape(2, 3, 4), parts(found, X[[3, 7]]), atol=1e-6)
+    stored = np.asarray(Reader(made, ["subclasses"]).gather([3, 7])["subclasses"])
+    np.testing.assert_allclose(
+        stored.reshape(2, 3, 4).astype(float), parts(found, X[[3, 7]]), atol=1e-6
+    )
     with pytest.raises(
         SignalError, match=r"7 subclasses need as many directions.*of 9 there are 6"
     ):

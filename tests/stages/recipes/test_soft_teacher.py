@@ -170,7 +170,10 @@ def test_regression_takes_steady_boxes_or_sure_ones_and_is_blind_to_scale(seed: 
     def loss(sure: Tensor, scale: float = 1.0, **by: float) -> Tensor:
         scaled = {n: scale * of[n] for n in ("refined", "candidates", "boxes")}
         given = {**of, **views, **scaled, "rows": EVERY}
-        return box_loss(*(given[name] for name in names), sure, overlap=0.3, **by)
+        given_first: Any = (*(given[name] for name in names), sure)
+        return box_loss(
+            *given_first, overlap=0.3, below=by.get("below"), above=by.get("above", 0.0)
+        )
 
     # Boxes are 0.1 to 0.4 wide: these deviations are an uncertainty above 2 of the first, 0 of the others.
     shaken = torch.zeros(N, M, 4, dtype=torch.float64)

@@ -37,11 +37,12 @@ def test_all_trust_is_plain_distillation_and_none_are_the_labels(seed: int, t: f
         torch.tensor([0, 1, 2, 3, 3]),
     )
     ones, zeros = torch.ones(5), torch.zeros(5)
-    both = student, teacher, label
     soft = kl(student, teacher, temperature=t)
-    torch.testing.assert_close(blended(*both, ones, temperature=t), soft)
-    torch.testing.assert_close(blended(*both, zeros, temperature=t), cross_entropy(student, label))
-    mixed = blended(*both, 0.25 * ones, temperature=t)
+    torch.testing.assert_close(blended(student, teacher, label, ones, temperature=t), soft)
+    torch.testing.assert_close(
+        blended(student, teacher, label, zeros, temperature=t), cross_entropy(student, label)
+    )
+    mixed = blended(student, teacher, label, 0.25 * ones, temperature=t)
     torch.testing.assert_close(mixed, 0.25 * soft + 0.75 * cross_entropy(student, label))
 
 
@@ -86,14 +87,18 @@ def looking(seed: int = 0) -> tuple[Learning, dict[str, Any]]:
     return learning, batch
 
 
+def blend(rows: dict[str, Any], alpha: torch.Tensor) -> torch.Tensor:
+    student, teacher, label = (rows[n] for n in ("student.logits", "teacher.logits", "row.label"))
+    return blended(student, teacher, label, alpha, temperature=1.5).mean()
+
+
 def far(learning: Learning, *, unrolled: bool = True) -> torch.Tensor:
     """The validation loss after a step of 0.3, as a function of the MLP."""
     rows, held = learning.of_stream("main"), learning.of_stream("validation")
     rows |= learning.outputs(rows)
     (head,) = learning.student.recipe.heads
     alpha = learning.apply(head, rows)
-    given = [rows[n] for n in ("student.logits", "teacher.logits", "row.label")]
-    loss = blended(*given, alpha if unrolled else alpha.detach(), temperature=1.5).mean()
+    loss = blend(rows, alpha if unrolled else alpha.detach())
     after = learning.ahead(loss, 0.3)
     return cross_entropy(learning.outputs(held, after)["student.logits"], held["row.label"]).mean()
 
@@ -132,8 +137,7 @@ def test_one_step_moves_the_student_by_the_blend_with_the_new_alpha() -> None:
     other.heads.load_state_dict(learning.heads.state_dict())
     rows = other.of_stream("main")
     rows |= other.outputs(rows)
-    given = [rows[n] for n in ("student.logits", "teacher.logits", "row.label")]
-    again = blended(*given, other.apply(head, rows).detach(), temperature=1.5).mean()
+    again = blend(rows, other.apply(head, rows).detach())
     torch.testing.assert_close(loss, again)
     other.descend(again)
     for (name, mine), theirs in zip(
@@ -209,3 +213,10 @@ def test_the_ratio_is_a_share_of_each_row_and_wrong_settings_are_refused() -> No
     assert ((alpha > 0) & (alpha < 1)).all()
     with pytest.raises(ValueError, match="tgeo-kd: ahead must be above 0, found 0"):
         recipes.find("tgeo-kd", ahead=0)
+
+
+def test_recipes_of_the_same_settings_are_equal_and_of_others_are_not() -> None:
+    assert recipes.find("tgeo-kd") == recipes.find("tgeo-kd")
+    assert hash(recipes.find("tgeo-kd").heads[0]) == hash(recipes.find("tgeo-kd").heads[0])
+    assert recipes.find("tgeo-kd") != recipes.find("tgeo-kd", rate=0.2)
+    assert recipes.find("tgeo-kd") != recipes.find("tgeo-kd", hidden=64)
