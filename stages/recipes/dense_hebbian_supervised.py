@@ -59,8 +59,8 @@ def imprinted(learning: Learning, *, slot: str) -> Tensor:
     pattern = learning.tensors["teacher.pattern"].detach().to(module.patterns.dtype)
     place = learning.tensors[slot].long()
     # Sums and counts, so that a row that comes again changes no mean of classes of equal size.
-    sums = learning.own.setdefault("sums", torch.zeros_like(module.patterns))
-    counts = learning.own.setdefault("counts", torch.zeros_like(module.patterns[:, 0]))
+    sums = learning.keep("sums", partial(torch.zeros_like, module.patterns))
+    counts = learning.keep("counts", partial(torch.zeros_like, module.patterns[:, 0]))
     sums.index_add_(0, place, pattern)
     counts.index_add_(0, place, torch.ones_like(pattern[:, 0]))
     module.patterns.copy_(sums / counts.clamp_min(1)[:, None])

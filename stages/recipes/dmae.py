@@ -172,9 +172,9 @@ def _prove(bench: Bench) -> None:
 
 PROOF = Proof(
     _prove,
-    data="scikit-learn digits in 16 patches, 4 masked views of each of 600 rows, 4 patches kept; teacher of "
-    "4 blocks and width 64, a masked autoencoder on the same rows, students of width 24, 192 steps each; "
-    "a linear probe on 5 labels a class, measured on 1,000 rows",
+    data="scikit-learn digits in 16 patches, 4 masked views of each of 600 rows, 4 patches kept; teacher "
+    "of 4 blocks and width 64, a masked autoencoder on the same rows, students of width 24, 192 steps "
+    "each; a linear probe on 5 labels a class, measured on 1,000 rows",
     claims=(
         Claim("dmae", "mae alone", says="a pre-trained teacher's tokens help"),
         Claim("dmae", "dmae, tuned teacher", says="more than those of one tuned on the labels"),
@@ -184,6 +184,6 @@ PROOF = Proof(
         ),
     ),
     tried="The paper fine-tunes; here a probe, as little is trained. With 1,200 rows, batches of 100, rate "
-    "4e-3 and 144 steps, 5 seeds: dmae 0.604, mae alone 0.621, untrained 0.614, no difference. By one other "
-    "seed with 960 steps: 0.680, 0.610, 0.709. Steps and rows are what fits a minute or two",
+    "4e-3 and 144 steps, 5 seeds: dmae 0.604, mae alone 0.621, untrained 0.614, no difference. By one "
+    "other seed with 960 steps: 0.680, 0.610, 0.709. Steps and rows are what fits a minute or two",
 )
