@@ -16,7 +16,7 @@ HEADER = """# Recipes
 
 Every published method that stillroom has, one file each in `stages/recipes/`, and what its proof measured. This page is made from those files and from `docs/proofs/` by `make proofs`, which runs everything again; `stillroom prove NAME` runs one.
 
-A proof is the smallest honest experiment for what a paper claims, on data that fits a laptop: equal budgets for all arms, five seeds or more, no setting tuned on the test rows. Differences are paired by seed, with a 95% t-interval; positive is in the claim's favour. *Holds* means that the interval lies above zero (or above minus the stated margin), *contrary here* below it, *no difference here* neither. A small experiment that shows no difference says nothing against a paper's large one.
+A proof is the smallest honest experiment for what a paper claims, on data that fits a laptop: equal budgets for all arms, five seeds or more. Settings are not tuned on test rows; where somebody looked at them while setting up, or tried something else, the second half of this page says so. Differences are paired by seed, with a 95% t-interval; positive is in the claim's favour. *Holds* means that the interval lies above zero (or above minus the stated margin), *contrary here* below it, *no difference here* neither. A small experiment that shows no difference says nothing against a paper's large one.
 """  # noqa: E501
 
 

@@ -10,36 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from stillroom.stages import ArrayRows
 from stillroom.stages.objectives.boxes import mapped
 from stillroom.stages.proving.detection import (
     DETECTION,
-    DetectorTeacher,
     average_precision,
     best_of_each,
-    detector,
     rank_correlation,
 )
-from stillroom.stages.proving.pulses import pulse_rows, pulses, viewed
+from stillroom.stages.proving.pulses import viewed
 from stillroom.storage import Ragged
-
-
-def small_rows(number: int, weights: Path | None = None) -> ArrayRows:
-    kinds = np.repeat(["labelled", "unlabelled", "test"], [4, 12, 6])
-    return pulse_rows(pulses(22, np.random.default_rng(0)), kinds, 0, number, copies=2)
-
-
-def averages(number: int, weights: Path | None) -> list[DetectorTeacher]:
-    assert weights is not None
-    return [DetectorTeacher("average", detector, weights, "weak", above=0.34)]
-
-
-def untrained(folder: Path) -> Path:
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    save_file(detector().state_dict(), folder / "begun.safetensors")
-    return folder / "begun.safetensors"
+from tests.stages.detection_builders import averages, small_rows, untrained
 
 
 def test_views_of_pulses_move_their_boxes_as_the_map_says() -> None:

@@ -6,42 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from stillroom.pipeline import LocalRunner
-from stillroom.stages import ArrayRows, Fit, Student, recipes, term
+from stillroom.stages import Fit, Student, recipes, term
 from stillroom.stages.evaluating import Evaluation
 from stillroom.stages.proving.detection import (
-    DetectorTeacher,
     average_precision,
     candidates,
     detector,
 )
-from stillroom.stages.proving.pulses import pulse_rows, pulses
 from stillroom.stages.recipe import Recipe
 from stillroom.stages.rounds import train_rounds
 from stillroom.stages.teachers.weights import load_state
-
-
-def small_rows(number: int, weights: Path | None = None) -> ArrayRows:
-    kinds = np.repeat(["labelled", "unlabelled", "test"], [4, 12, 6])
-    return pulse_rows(pulses(22, np.random.default_rng(0)), kinds, 0, number, copies=2)
-
-
-def averages(number: int, weights: Path | None) -> list[DetectorTeacher]:
-    assert weights is not None
-    return [DetectorTeacher("average", detector, weights, "weak", above=0.34)]
-
-
-def untrained(folder: Path) -> Path:
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    save_file(detector().state_dict(), folder / "begun.safetensors")
-    return folder / "begun.safetensors"
+from tests.stages.detection_builders import averages, small_rows, untrained
 
 
 def gone(folder: Path, count: int, recipe: Recipe | None = None, **settings: Any) -> list[Any]:
