@@ -92,7 +92,9 @@ class Learning:
 
     def given(self, loaded: Tensors) -> Tensors:
         """A loaded batch on the student's device, with tables and state."""
-        placed = {n: t.to(self.device) if hasattr(t, "to") else t for n, t in loaded.items()}
+        placed = dict(loaded)
+        if self.device.type != "cpu":  # texts stay where they are
+            placed = {n: t.to(self.device) if hasattr(t, "to") else t for n, t in loaded.items()}
         placed |= self.tables
         placed["batch.progress"] = torch.tensor(self.steps_made / max(self.steps, 1))
         return placed | {f"state.{name}": value for name, value in self.state.items()}

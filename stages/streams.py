@@ -55,16 +55,18 @@ class Streams:
         return self._joined(chosen, self._main.batch(chosen), 1, 0)
 
     def _joined(self, chosen: Int64s, main: Tensors, epoch: int, gone: int) -> Tensors:
+        rows = len(chosen)
+        if not self._beside:
+            marks = {INDEX: torch.from_numpy(chosen), MAIN: torch.ones(rows, dtype=torch.bool)}
+            return self._renamed({**main, **{f"batch.{n}": t for n, t in marks.items()}})
         each = [main]
         for name, loader in self._beside.items():
             view = 1 if loader.views == 0 else 1 + epoch % loader.views
-            drawn = self._drawn(name, len(loader.keys), gone, len(chosen))
-            each.append(loader.batch(drawn, view))
+            each.append(loader.batch(self._drawn(name, len(loader.keys), gone, rows), view))
         tensors = self._renamed(_together(each))
-        sizes = [len(chosen)] * len(each)
-        owner = np.repeat(np.arange(len(each)), sizes)
+        owner = np.repeat(np.arange(len(each)), rows)
         index = np.full(len(owner), -1, np.int64)
-        index[: len(chosen)] = chosen
+        index[:rows] = chosen
         tensors[f"batch.{INDEX}"] = torch.from_numpy(index)
         for place, name in enumerate((MAIN, *self._beside)):
             tensors[f"batch.{name}"] = torch.from_numpy(owner == place)
@@ -97,8 +99,6 @@ class Streams:
 
 
 def _together(each: Sequence[Tensors]) -> Tensors:
-    if len(each) == 1:
-        return dict(each[0])
     return {name: _joined([tensors[name] for tensors in each]) for name in each[0]}
 
 
