@@ -162,7 +162,9 @@ def test_items_of_a_killed_worker_are_done_by_another(
     assert sorted(runner.map(build, range(12))) == list(range(12))
     assert marker.exists()
     (lost,) = [event for event in heard if isinstance(event, WorkerLost)]
-    assert (lost.item, lost.attempt, lost.attempts) == ("3", 1, 3)
+    # On a busy machine the worker may die before its last answer was fetched: then that is awaited.
+    assert lost.item in ("0", "1", "2", "3")
+    assert (lost.attempt, lost.attempts) == (1, 3)
     assert any(isinstance(event, WorkersChanged) for event in heard)
 
 
