@@ -42,7 +42,7 @@ bench: $(VENV)/ready
 
 # Two at a time: each keeps to one thread.
 proofs: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/stillroom prove --all --jobs 2 --keep docs/proofs
+	OMP_NUM_THREADS=1 $(BIN)/stillroom prove --all --jobs 2
 	$(BIN)/stillroom recipes page > docs/recipes.md
 
 format: $(VENV)/ready

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ recipes_app = typer.Typer(
     help="List the methods, show one, or write the page of all.", invoke_without_command=True
 )
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+_PROOFS = Path("docs/proofs")
 Proofs = Annotated[Path, typer.Option(help="Folder with NAME.json of every proof that was run.")]
 
 
@@ -44,7 +46,7 @@ def show_recipe(name: str, as_json: Json = False) -> None:
 
 
 @recipes_app.command("page")
-def recipes_page(proofs: Proofs = Path("docs/proofs")) -> None:
+def recipes_page(proofs: Proofs = _PROOFS) -> None:
     """Print docs/recipes.md: every method, what it claims and what its proof measured."""
     from stillroom.workflows.recipe_words import page
 
@@ -64,7 +66,8 @@ def prove(
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Methods at the same time.")] = 1,
     keep: Annotated[
-        Path | None, typer.Option(help="Append the run to NAME.json in this folder.")
+        Path | None,
+        typer.Option(help="Append the run to NAME.json in this folder; docs/proofs where that is."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -77,12 +80,15 @@ def prove(
     chosen = [*(names or ()), *(proving.provable() if everything else ())]
     if not chosen:
         raise typer.BadParameter("name a method, or say --all", param_hint="NAMES")
+    if keep is None and _PROOFS.is_dir():
+        keep = _PROOFS
     found = []
     for run in proving.run_proofs(chosen, seeds=seeds, smoke=smoke, jobs=jobs):
         found.append(run)
         if not as_json:
             print("\n".join(proving.lines(run)) + "\n", flush=True)
-        if keep is not None:
-            proving.keep(run, keep)
+        if keep is not None and not smoke:
+            place = proving.keep(run, keep)
+            print(f"kept in {place}", file=sys.stderr)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +95,24 @@ def test_runs_are_kept_one_after_another_and_the_page_shows_the_last(
     assert "| **kd** | logits | `logits` | own > plain in accuracy |" in written
     assert "| holds |" in written
     assert "(7 seeds" in written
+
+
+def test_a_run_is_kept_where_proofs_are_and_a_smoke_test_never(
+    own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prove = [sys.executable, "-c", "from stillroom.workflows.cli import main; main()", "prove", own]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    run = partial(subprocess.run, cwd=tmp_path, env=environment, check=True)
+    run([*prove, "--seeds", "2"])
+    assert not (tmp_path / "docs").exists()
+    (tmp_path / "docs" / "proofs").mkdir(parents=True)
+    run([*prove, "--smoke"])
+    assert not list(tmp_path.glob("docs/proofs/*"))
+    run([*prove, "--seeds", "2"])
+    run([*prove, "--seeds", "3"])
+    kept = json.loads((tmp_path / "docs" / "proofs" / "own.json").read_text())
+    assert [r["seeds"] for r in kept["runs"]] == [2, 3]
 
 
 @pytest.mark.parametrize(

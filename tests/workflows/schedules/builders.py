@@ -103,9 +103,10 @@ def ended(state: State, count: int = 1, **of: Any) -> list[Run]:
     """The runs, oldest first, once so many have ended and no tick is open."""
 
     def found() -> list[Run]:
+        if state.open_ticks():
+            return []  # looked at first: what a run told is noted before its tick is closed
         every = runs(state, last=None, **of)[::-1]
-        over = [run for run in every if run.ended is not None]
-        return every if len(over) >= count and not state.open_ticks() else []
+        return every if sum(run.ended is not None for run in every) >= count else []
 
     return list(until(found))
 
