@@ -172,7 +172,7 @@ class Learning:
         return torch.autocast(self.device.type, getattr(torch, precision))
 
     def descend(self, loss: Tensor) -> None:
-        """Down the loss: one step of the optimiser, of its schedule, and of the moving average.
+        """Down the loss: one step of the optimiser and of its schedule.
 
         With `Fit(accumulate=k)` only every k-th call steps, with the mean of their gradients.
         """

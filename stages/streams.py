@@ -36,6 +36,7 @@ class Streams:
         """`names`: the recipe's name for a signal, and the cache's."""
         self._main, self._beside, self._seed = main, dict(beside or {}), seed
         self._names = {given: name for name, given in (names or {}).items() if given != name}
+        self._orders: dict[str, tuple[int, Int64s]] = {}
         self.keys = main.keys
 
     def __len__(self) -> int:
@@ -77,12 +78,16 @@ class Streams:
         places = np.arange(gone, gone + count)
         drawn = np.empty(count, np.int64)
         for turn in np.unique(places // rows):
-            order = np.random.default_rng(
-                [self._seed, zlib.crc32(name.encode()), int(turn)]
-            ).permutation(rows)
             mine = places // rows == turn
-            drawn[mine] = order[places[mine] % rows]
+            drawn[mine] = self._order(name, rows, int(turn))[places[mine] % rows]
         return drawn
+
+    def _order(self, name: str, rows: int, turn: int) -> Int64s:
+        """A stream's order in one turn; kept, as many batches in a row are of the same."""
+        if self._orders.get(name, (-1,))[0] != turn:
+            drawn = np.random.default_rng([self._seed, zlib.crc32(name.encode()), turn])
+            self._orders[name] = (turn, drawn.permutation(rows))
+        return self._orders[name][1]
 
     def _renamed(self, tensors: Tensors) -> Tensors:
         """`teacher.` names as the recipe has them."""

