@@ -20,7 +20,8 @@ from stillroom.storage.folder import Hashes
 from stillroom.storage.identity import digest
 from stillroom.storage.pairs import spelled
 from stillroom.storage.reader import Reader
-from stillroom.storage.snapshot import Snapshot, Source
+from stillroom.storage.served import Source
+from stillroom.storage.snapshot import Snapshot
 
 Int64s = NDArray[np.int64]
 

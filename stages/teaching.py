@@ -20,7 +20,8 @@ from stillroom.storage.cache import Cache
 from stillroom.storage.errors import RowsError, SignalError
 from stillroom.storage.removing import remove_tree
 from stillroom.storage.segment import Segment
-from stillroom.storage.snapshot import Served, Snapshot
+from stillroom.storage.served import Served
+from stillroom.storage.snapshot import Snapshot
 
 _SAME_ANSWERS = "rows were removed, renamed or moved, or a run ended just before its snapshot"
 """Why a snapshot is written when nothing had to be computed."""

@@ -26,13 +26,8 @@ from stillroom.storage.lease import Lease, active_leases, held
 from stillroom.storage.place import Place, place_of
 from stillroom.storage.removing import remove_leftovers
 from stillroom.storage.segment import Segment
-from stillroom.storage.snapshot import (
-    Served,
-    Snapshot,
-    is_segment,
-    snapshot_number,
-    write_snapshot,
-)
+from stillroom.storage.served import Served, write_snapshot
+from stillroom.storage.snapshot import Snapshot, is_segment, snapshot_number
 
 _NUMBERS = 10**9
 """Of segments and of snapshots: their names have up to nine digits."""

@@ -27,10 +27,11 @@ from stillroom.storage.keys import KeyList, as_keys
 from stillroom.storage.place import Place
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.segment import Segment
+from stillroom.storage.served import Served, Source
 from stillroom.storage.serving import Content
 from stillroom.storage.shards import Run, ShardFormat, StoredFile
 from stillroom.storage.signal import Signal, Values
-from stillroom.storage.snapshot import Served, Snapshot, Source
+from stillroom.storage.snapshot import Snapshot
 
 
 def between(values: Values, start: int, stop: int) -> Values:

@@ -39,7 +39,8 @@ from stillroom.storage.lease import Lease
 from stillroom.storage.place import Place, relative
 from stillroom.storage.removing import move, remove_tree
 from stillroom.storage.segment import Segment
-from stillroom.storage.snapshot import Snapshot, Source, is_segment
+from stillroom.storage.served import Source
+from stillroom.storage.snapshot import Snapshot, is_segment
 
 _OF_SNAPSHOT = re.compile(r"snapshots/([0-9]{6,9})\b.*\.(json|arrow)")
 _LONGEST = 150

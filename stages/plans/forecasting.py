@@ -27,8 +27,8 @@ from stillroom.storage.errors import StoreFullError
 from stillroom.storage.files import free_bytes, size_of
 from stillroom.storage.folder import Ask
 from stillroom.storage.place import Place
+from stillroom.storage.served import snapshot_bytes
 from stillroom.storage.serving import Expected
-from stillroom.storage.snapshot import snapshot_bytes
 from stillroom.storage.weighing import Outline
 
 UNKNOWN, FINISHED = "unknown", "what is finished"

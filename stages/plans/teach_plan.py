@@ -23,8 +23,9 @@ from stillroom.storage.folder import Ask, Folder
 from stillroom.storage.identity import differences, digest
 from stillroom.storage.receipt import agreed_signals
 from stillroom.storage.segment import Segment
+from stillroom.storage.served import Served, Source
 from stillroom.storage.serving import Content, Expected, Slots, Stored
-from stillroom.storage.snapshot import Served, Snapshot, Source
+from stillroom.storage.snapshot import Snapshot
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from stillroom.storage.cache import Cache
 from stillroom.storage.care.copying import copy_rows
 from stillroom.storage.folder import Ask
 from stillroom.storage.segment import Segment
+from stillroom.storage.served import Served
 from stillroom.storage.serving import Content, Slots
-from stillroom.storage.snapshot import Served, Snapshot
+from stillroom.storage.snapshot import Snapshot
 
 _NO_SEGMENT = -1
 
