@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from stillroom.stages.data.rows import Rows
-from stillroom.stages.events import Event, Listen, RowsTaught, TeachStarted
+from stillroom.stages.events import CacheChosen, Event, Listen, RowsTaught, TeachStarted
 from stillroom.stages.mapper import Mapper
 from stillroom.stages.plans.forecasting import require_room_left
 from stillroom.stages.plans.teach_plan import TeachState, Work
@@ -69,6 +69,8 @@ def answer_missing(
     chose. What the listener raises is raised once the shards that workers have in hand are stored.
     """
     teacher = LoadedOnce(state.teacher)
+    if work:
+        listen(CacheChosen(state.teacher.name, str(state.cache.path), state.digest))
     drafts = _drafts(state, work, segments, teacher, how, listen)
     open_, heard = [_Open.of(state, draft) for draft in drafts], _Heard(listen, how.goes_on)
     left = sum(each.rows for each in open_)

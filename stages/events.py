@@ -17,6 +17,16 @@ class RowsSkipped:
 
 
 @dataclass(frozen=True)
+class CacheChosen:
+    """A teacher is about to write to a cache; nothing is written before this is heard."""
+
+    teacher: str
+    cache: str
+    identity: str
+    """Digest of the teacher's identity."""
+
+
+@dataclass(frozen=True)
 class TeachStarted:
     """Rows will be computed; `resumed` of them were already stored by a run that was cut off."""
 
@@ -118,8 +128,20 @@ class StudentFailed:
     why: str
 
 
+@dataclass(frozen=True)
+class StudentStopped:
+    """A student was worse than the others at a rung and is trained no further."""
+
+    name: str
+    seed: int
+    epoch: int
+    value: float
+    """What it was compared by."""
+
+
 Event = (
     RowsSkipped
+    | CacheChosen
     | TeachStarted
     | BooksMade
     | RowsTaught
@@ -130,6 +152,7 @@ Event = (
     | RowsAwaited
     | StudentTrained
     | StudentFailed
+    | StudentStopped
 )
 Listen = Callable[[Event], None]
 

@@ -96,6 +96,10 @@ class SettingsError(StillroomError, ValueError):
     """A workflow cannot be found or read, or its settings are wrong."""
 
 
+class MissingPackageError(StillroomError, ModuleNotFoundError):
+    """What was asked for needs a package that is not installed; the message has pip's command."""
+
+
 class BusyError(StillroomError, RuntimeError):
     """Another process is writing to this cache."""
 

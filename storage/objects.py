@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from stillroom.storage.errors import (
+    MissingPackageError,
     StorePermissionError,
     StoreUnreachableError,
     StoreUnsupportedError,
@@ -141,12 +142,10 @@ class ObjectPlace:
 
     def put_over(self, content: bytes, tag: str) -> bool:
         """Write it if it is still in the state of that tag; whether it was."""
-        from obstore.exceptions import PreconditionError
-
         mode = {"e_tag": tag}
         try:
             self._ask(lambda store: store.put(self.key, content, mode=mode, use_multipart=False))
-        except PreconditionError:
+        except _library(self.root).exceptions.PreconditionError:
             return self.read_bytes() == content
         return True
 
@@ -165,8 +164,7 @@ class ObjectPlace:
         The library itself repeats requests, but no conditional put that timed out and none whose
         answer broke off: it cannot know what came of them. Here that is found out.
         """
-        from obstore import exceptions as raised
-
+        raised = _library(self.root).exceptions
         _require_own_threads(self.root)
         give_up = time.monotonic() + float(dict(self.options).get("retry_timeout", _RETRY_SECONDS))
         for attempt in range(_ATTEMPTS):
@@ -201,6 +199,17 @@ class ObjectPlace:
         raise AssertionError("unreachable")
 
 
+def _library(root: str) -> Any:
+    try:
+        import obstore.exceptions
+        import obstore.store
+    except ImportError as error:
+        raise MissingPackageError(
+            f"reading {root} needs the package obstore: pip install 'stillroom[objects]'"
+        ) from error
+    return obstore
+
+
 def _require_own_threads(root: str) -> None:
     """StoreUnsupportedError in a fork of a process that used the library: it would wait for ever."""
     if not _used_in:
@@ -221,13 +230,7 @@ def _short(error: Exception) -> str:
 @functools.lru_cache(maxsize=64)
 def _opened(root: str, options: tuple[tuple[str, str], ...], environment: str) -> Any:
     """One client a process for each store; `environment`: the endpoint that it names."""
-    try:
-        from obstore.store import from_url
-    except ImportError as error:
-        raise StoreUnsupportedError(
-            f"reading {root} needs the package obstore: pip install 'stillroom[objects]'"
-        ) from error
-    opened: Any = from_url  # typed by scheme, which is known only from the URL
+    opened: Any = _library(root).store.from_url  # typed by scheme, which is known only from the URL
     settings: dict[str, Any] = dict(options)
     client: dict[str, Any] = {"timeout": timedelta(seconds=float(settings.pop("timeout", "60")))}
     endpoint = settings.get("endpoint", "") or environment

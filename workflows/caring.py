@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from stillroom.pipeline.step import Result, Run
 from stillroom.stages.care.auditing import audit
 from stillroom.stages.care.repairing import repair
 from stillroom.stages.data.rows import Rows
+from stillroom.stages.deriving.caring import derived_as_taught
+from stillroom.stages.deriving.derivation import RowWise
 from stillroom.stages.teachers.teacher import Teacher
 from stillroom.storage.cache import Cache
 from stillroom.storage.care.compacting import compact
@@ -119,18 +121,34 @@ def mend(path: Path, rows: Rows, teacher: Teacher, runner: Runner) -> Result:
 
     What is damaged is put right before the audit, which could not read it.
     """
+    return _mended(path, runner, lambda cache: (rows, teacher))
+
+
+def mend_derived(
+    path: Path, derivation: RowWise, runner: Runner, *, rows: Rows | None = None
+) -> Result:
+    """The same for signals that were derived row by row; `rows` as of `derive_signals`.
+
+    The steps that teach what it reads come first: they repair what this is computed from.
+    """
+    return _mended(path, runner, lambda cache: derived_as_taught(cache, derivation, rows))
+
+
+def _mended(
+    path: Path, runner: Runner, given: Callable[[Cache], tuple[Rows, Teacher]]
+) -> dict[str, Any]:
     problems = verify(path).problems
     if any(problem.path == "cache.json" for problem in problems):
         restore_marker(path)
     cache = Cache(path)
-    first = repair(cache, rows, teacher, problems, runner=runner).to_json()
+    first = repair(cache, *given(cache), problems, runner=runner).to_json()
     try:
-        wrong = audit(cache, rows, teacher, runner=runner).problems()
+        wrong = audit(cache, *given(cache), runner=runner).problems()
     except (UnknownRowError, NotACacheError):  # nothing of it is in a snapshot
         wrong = []
     if not wrong:
         return {"cache": str(path), **first}
-    second = repair(cache, rows, teacher, wrong, runner=runner).to_json()
+    second = repair(cache, *given(cache), wrong, runner=runner).to_json()
     lists = ("put_back", "retaught", "quarantined", "unrepairable")
     joined = {key: [*first[key], *second[key]] for key in lists}
     joined["rows"] = first["rows"] + second["rows"]

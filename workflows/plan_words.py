@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stillroom.pipeline.step import Preview, Run
+from stillroom.stages.deriving.planning import DerivePlan
 from stillroom.stages.plans.estimating import BreakEven, Estimate, Interval, Room
 from stillroom.stages.plans.forecasting import refusal
 from stillroom.stages.plans.teach_plan import TeachPlan
@@ -31,11 +32,24 @@ def preview_of(plan: TeachPlan, place: Place) -> Preview:
         lines.append(
             f"{whole(plan.kept)} rows were finished by a run that was cut off; they are kept"
         )
+    if plan.early:
+        lines.append(
+            f"{whole(len(plan.work))} segments of up to {whole(plan.snapshot_every or 0)} rows, a "
+            "snapshot after each: students can begin with the first"
+        )
     if (found := plan.estimate) is not None:
         lines += estimate_lines(found)
         if found.room is not None:
             refused = refusal(found.room, place, plan.teacher, found.source)
     return Preview(why_words(plan), tuple(lines), plan.to_json(), refused)
+
+
+def preview_of_derived(plan: DerivePlan) -> Preview:
+    """The plan of a step that derives a summary; that of derived signals goes to `preview_of`."""
+    if plan.fresh:
+        return Preview("", details=plan.to_json())
+    size = "bytes unknown: it was never derived" if plan.bytes is None else amount(plan.bytes)
+    return Preview(plan.why, (f"over {whole(plan.rows)} rows; {size}",), plan.to_json())
 
 
 def why_words(plan: TeachPlan) -> str:

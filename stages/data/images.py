@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from stillroom.storage.errors import RowsError, nearest
+from stillroom.storage.errors import MissingPackageError, RowsError, nearest
 
 Mode = Literal["RGB", "L"]
 Resize = Literal["bilinear", "bicubic", "box", "nearest"]
@@ -122,7 +122,7 @@ def _pillow() -> tuple[Any, Any]:
     try:
         from PIL import Image, ImageFile
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "decoding images needs the package Pillow: pip install 'stillroom[images]'"
         ) from error
     return Image, ImageFile

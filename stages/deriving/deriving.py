@@ -7,21 +7,19 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillroom.stages.data.row_hashes import hash_whole
 from stillroom.stages.data.rows import Rows
 from stillroom.stages.deriving.derivation import RowWise, Summary
-from stillroom.stages.deriving.signal_rows import SignalRows, full_name, labels_of
-from stillroom.stages.deriving.table import BLOCK_BYTES, Table
+from stillroom.stages.deriving.signal_rows import SignalRows, full_name
+from stillroom.stages.deriving.state import DeriveState, column_of
+from stillroom.stages.deriving.table import BLOCK_BYTES
 from stillroom.stages.deriving.teacher import DerivedTeacher
 from stillroom.stages.events import Listen, ignore
 from stillroom.stages.mapper import Mapper
 from stillroom.stages.teaching import teach
 from stillroom.storage.cache import Cache
-from stillroom.storage.code import code_identity
-from stillroom.storage.contents import Contents, key_order
+from stillroom.storage.contents import Contents
 from stillroom.storage.derived import (
     Derived,
     DerivedRecord,
@@ -31,9 +29,8 @@ from stillroom.storage.derived import (
     write_derived,
 )
 from stillroom.storage.derived import derived as stored
-from stillroom.storage.errors import GARBLED, RowsError, SignalError, StillroomError
-from stillroom.storage.identity import differences, digest
-from stillroom.storage.keys import KeyList, as_keys
+from stillroom.storage.errors import SignalError, StillroomError
+from stillroom.storage.keys import KeyList
 from stillroom.storage.lazy import Scheduler
 from stillroom.storage.snapshot import Snapshot
 
@@ -65,7 +62,7 @@ def derive(
     Raises SignalError for signals that the function does not take, UnknownRowError for rows that lack
     one, RowsError for columns that are not there, BusyError when another process derives the same.
     """
-    work = _Work(cache, snapshot, summary, rows, keys)
+    work = DeriveState(cache, snapshot, summary, rows, keys)
     if (known := work.fresh()) is not None:
         return loaded(known)
     with cache.writing(work.digest, wait=wait):
@@ -81,96 +78,6 @@ def derive(
             keys=chosen,
         )
         return loaded(record)
-
-
-class _Work:
-    """A summary, a snapshot and what is stored, compared."""
-
-    def __init__(
-        self,
-        cache: Cache,
-        snapshot: Snapshot,
-        summary: Summary,
-        rows: Rows | None,
-        keys: KeyList | None,
-    ) -> None:
-        if snapshot.cache != cache.path:
-            raise SignalError(f"{snapshot} is not of {cache.path}")
-        self._cache, self._snapshot, self._summary = cache, snapshot, summary
-        chosen = None if keys is None else _positions(snapshot, keys)
-        contents = Contents(snapshot, chosen)
-        self._positions = contents.positions
-        if not len(self._positions):
-            raise RowsError(f"there are no rows to derive {summary.name!r} from")
-        self._signals = {r: full_name(snapshot, n) for r, n in summary.signals.items()}
-        self._columns: dict[str, NDArray[Any]] = {}
-        columns = {}
-        for role, name in summary.columns.items():
-            values, columns[role] = _column(snapshot, contents, name, rows)
-            self._columns[role] = values
-        reads = {
-            "rows": contents.rows(),
-            "signals": {role: contents.signal(name) for role, name in self._signals.items()},
-            "columns": columns,
-        }
-        self.identity: dict[str, Any] = {
-            "kind": "derived",
-            "function": code_identity(summary.function),
-            "reads": reads,
-            "libraries": {"numpy": np.__version__},
-        }
-        self.digest = digest(self.identity)
-
-    def fresh(self) -> DerivedRecord | None:
-        """The stored record of exactly this, if its arrays are there."""
-        for record in reversed(_readable(self._cache, self._summary.name)):
-            if record.digest == self.digest:
-                try:
-                    record.load()
-                except (StillroomError, OSError):
-                    return None  # damaged or lost: computed again
-                return record
-        return None
-
-    def why(self) -> str:
-        """In words, why it is computed."""
-        before = _readable(self._cache, self._summary.name)
-        if not before:
-            return "it was never derived"
-        changed = differences(dict(before[-1].identity), self.identity)
-        return "; ".join(changed[:3]) or "its arrays were lost or damaged"
-
-    def table(self, scheduler: Scheduler, workers: int | None, block_bytes: int) -> Table:
-        """What the function computes over."""
-        where = self._snapshot, self._positions, self._signals, self._columns
-        return Table(*where, scheduler=scheduler, workers=workers, block_bytes=block_bytes)
-
-
-def _positions(snapshot: Snapshot, keys: KeyList) -> Int64s:
-    found = np.sort(snapshot.positions(as_keys(keys)))
-    if (np.diff(found) == 0).any():
-        raise RowsError("keys name some rows twice; each row counts once")
-    return found
-
-
-def _readable(cache: Cache, name: str) -> list[DerivedRecord]:
-    """Records of a name; none when one is damaged, as it is computed again then."""
-    try:
-        return records(cache, name)
-    except (StillroomError, *GARBLED):
-        return []
-
-
-def _column(
-    snapshot: Snapshot, contents: Contents, name: str, rows: Rows | None
-) -> tuple[NDArray[Any], Any]:
-    """A column's values in the order of the table, and what of it enters the identity."""
-    values, hashes = labels_of(snapshot, contents.positions, name, rows)
-    if hashes is None:
-        return values, contents.signal(full_name(snapshot, name))
-    order = key_order(snapshot.keys.take(pa.array(contents.positions)))
-    words = np.ascontiguousarray(hashes[order]).view(np.uint64).reshape(-1, 2)
-    return values, {"column": name, "content": hash_whole([(name, words)])}
 
 
 def derived(
@@ -209,7 +116,7 @@ def _columns_now(record: DerivedRecord, snapshot: Snapshot, rows: Rows) -> dict[
         found = {}
         for role, said in record.reads["columns"].items():
             name = said["column"] if "column" in said else said["name"]
-            found[role] = _column(snapshot, contents, str(name), rows)[1]
+            found[role] = column_of(snapshot, contents, str(name), rows)[1]
         return found
     except StillroomError:
         return None

@@ -76,14 +76,15 @@ def estimate(
         return Estimate(UNKNOWN, None, {}, 0, nothing, None, None, None, terms.workers, None)
     outlines = [_outline(state, work, why, terms.shard_rows) for work in settled.work]
     size, files = _size(outlines, evidence, _books(state, settled, evidence))
-    size += Interval.exact(_snapshot_bytes(state, settled, outlines, why, evidence))
+    snapshots, early = _snapshots_bytes(state, settled, outlines, why, evidence)
+    size, files = size + Interval.exact(snapshots), files + 2 * (1 + early)
     seconds, ending = _seconds(outlines, evidence, terms)
     return Estimate(
         evidence.source,
         size,
         {name: weight.row_bytes for name, weight in evidence.weights.items()},
-        files + 2,
-        room(size, files + 2, _free(place)),
+        files,
+        room(size, files, _free(place)),
         seconds,
         per_row(evidence.teacher) if evidence.teacher else None,
         evidence.load_seconds,
@@ -198,10 +199,15 @@ def _size(
     return size, files
 
 
-def _snapshot_bytes(
+def _snapshots_bytes(
     state: TeachState, settled: Settled, outlines: Sequence[Outline], why: str, evidence: Evidence
-) -> int:
-    """Of the snapshot over what is stored and what will be."""
+) -> tuple[float, int]:
+    """Bytes of the snapshot over what is stored and what will be and of those on the way, and how many
+    of the latter there are.
+
+    Each segment adds about as much to a snapshot as the one before, so that the first and the last of
+    those on the way tell of all.
+    """
     coming = []
     for number, (work, outline) in enumerate(zip(settled.work, outlines, strict=True)):
         place = state.cache.path / f"segments/{number:04d}-{state.teacher.name}-{state.digest[:12]}"
@@ -209,8 +215,16 @@ def _snapshot_bytes(
         keys, hashes = state.rows.keys.take(work.places), state.own.hashes[work.places]
         all_of_it = np.ones(len(keys), bool)
         coming.append(Expected(place, state.digest, signals, keys, hashes, all_of_it))
-    served = state.served([*settled.segments, *coming])
-    return snapshot_bytes(served, max(state.cache.snapshots(), default=None), why)
+    parent, asked = max(state.cache.snapshots(), default=None), len(state.rows)
+
+    def taken(segments: int, why: str) -> int:
+        served = state.served([*settled.segments, *coming[:segments]])
+        return snapshot_bytes(served, parent, why)
+
+    early = 0 if state.segment_rows is None else max(len(coming) - 1, 0)
+    told = f"early: {asked:,} of {asked:,} rows of {state.teacher.name} are there"
+    ends = [taken(count, told) for count in {1, early}] if early else [0]
+    return taken(len(coming), why) + early * sum(ends) / len(ends), early
 
 
 def _seconds(
@@ -220,7 +234,7 @@ def _seconds(
     if not evidence.teacher or not evidence.rest:
         return None, None
     load, rows, shards = evidence.load_seconds or 0.0, 0, 0
-    seconds = Interval.exact(load * len(outlines))
+    seconds = Interval.exact(load)  # once in a worker, however many segments there are
     for outline in outlines:
         shards, rows = shards + outline.left[0], rows + outline.left[1]
         most = slowest(outline.left[1], outline.shard_rows, terms.workers)

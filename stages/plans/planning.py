@@ -32,6 +32,7 @@ def plan_teach(
     workers: int = 1,
     batch_size: int = 256,
     shard_rows: int = 4096,
+    snapshot_every: int | None = None,
     epochs: float | None = None,
     rows_per_epoch: int | None = None,
     reading_seconds: float | None = None,
@@ -45,28 +46,30 @@ def plan_teach(
     taken before can be given. Without either they are unknown, and only rows are planned. Bytes of
     fixed shape are exact.
 
-    `workers`, `batch_size` and `shard_rows` are those of the teaching to come. N* needs `epochs`: how
+    `workers`, `batch_size`, `shard_rows` and `snapshot_every` are those of the teaching to come; with
+    the last, segments and snapshots on the way are counted. N* needs `epochs`: how
     often a student passes over its `rows_per_epoch` rows (all of the data set where not given).
     `reading_seconds` is what one student run spends on reading from the cache; 0 where not measured,
     and the plan says so. `price_per_hour` is of a machine that runs one worker.
 
     Raises RowsError when the data set lacks a column, and with `probe` what `probe` raises.
     """
-    if min(batch_size, shard_rows, workers) < 1 or (epochs is not None and not epochs > 0):
+    counts, every = (batch_size, shard_rows, workers), snapshot_every
+    if min(*counts, every or 1, epochs or 1) <= 0 or every == 0 or epochs == 0:
         raise ValueError(
-            "batch_size, shard_rows, workers and epochs must be positive: "
-            f"{batch_size}, {shard_rows}, {workers}, {epochs}"
+            "batch_size, shard_rows, workers, snapshot_every and epochs must be positive: "
+            f"{batch_size}, {shard_rows}, {workers}, {every}, {epochs}"
         )
     students = (epochs, rows_per_epoch or len(rows), reading_seconds, price_per_hour)
     terms = Terms(batch_size, shard_rows, workers, *students)
     place = cache.path if isinstance(cache, Cache) else place_of(cache)
     if isinstance(cache, Cache):
-        return _plan(TeachState(cache, rows, teacher), place, probe, runner, terms)
+        return _plan(TeachState(cache, rows, teacher, every), place, probe, runner, terms)
     if (place / "cache.json").is_file():
-        return _plan(TeachState(Cache(place), rows, teacher), place, probe, runner, terms)
+        return _plan(TeachState(Cache(place), rows, teacher, every), place, probe, runner, terms)
     with tempfile.TemporaryDirectory(prefix="stillroom-plan-") as folder:
         empty = Cache.at(Path(folder))
-        return _plan(TeachState(empty, rows, teacher), place, probe, runner, terms)
+        return _plan(TeachState(empty, rows, teacher, every), place, probe, runner, terms)
 
 
 def _plan(

@@ -65,6 +65,8 @@ class TeachPlan:
     """Each field in which the teacher differs from the one that answered before."""
     kept: int = 0
     """Rows that a run finished which was cut off; they are not computed again."""
+    snapshot_every: int | None = None
+    """Rows after which a snapshot of what is there is taken; None: there is one at the end."""
     estimate: Estimate | None = None
     """Bytes, seconds, room and N*; None where nothing is to be written, or nobody asked."""
 
@@ -72,6 +74,11 @@ class TeachPlan:
     def to_compute(self) -> int:
         """Rows that the teacher would answer."""
         return sum(len(work.places) - work.kept for work in self.work)
+
+    @property
+    def early(self) -> int:
+        """Snapshots on the way, before the last one."""
+        return 0 if self.snapshot_every is None else max(len(self.work) - 1, 0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, with every number."""
@@ -84,6 +91,8 @@ class TeachPlan:
             "why": self.why,
             "changes": list(self.changes),
             "snapshot": None if self.snapshot is None else self.snapshot.number,
+            "snapshot_every": self.snapshot_every,
+            "early": self.early,
             "estimate": None if self.estimate is None else self.estimate.to_json(),
         }
 
@@ -232,7 +241,8 @@ class TeachState:
         changes = tuple(differences(mine[-1].identity, self.identity)) if changed else ()
         why = _why(work, mine, changed, changes)
         kept = settled.salvaged + sum(w.kept for w in work)
-        return TeachPlan(name, self.digest, len(self.rows), work, why, None, changes, kept)
+        every = self.segment_rows
+        return TeachPlan(name, self.digest, len(self.rows), work, why, None, changes, kept, every)
 
     def served(
         self, segments: Sequence[Stored], before: Sequence[Source] | None = None

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.stages.data.rows import ArrayRows, find_rows
-from stillroom.storage.errors import StillroomError
+from stillroom.storage.errors import MissingPackageError
 from stillroom.storage.keys import as_keys
 
 Labels = NDArray[np.int64]
 
 
-class MissingDataError(StillroomError, FileNotFoundError):
+class MissingDataError(MissingPackageError):
     """The package that carries the data is not installed."""
 
 

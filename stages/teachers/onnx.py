@@ -19,6 +19,7 @@ from stillroom.storage.code import code_identity
 from stillroom.storage.errors import (
     FormatError,
     IdentityError,
+    MissingPackageError,
     SignalError,
     UnknownSignalError,
     nearest,
@@ -142,10 +143,9 @@ def _runtime(teacher: str) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             f"teacher {teacher!r} is an ONNX model, which needs onnxruntime here, and it cannot be "
-            f"imported ({error}). Install it: pip install 'stillroom[onnx]', or onnxruntime-gpu",
-            name="onnxruntime",
+            f"imported ({error}). Install it: pip install 'stillroom[onnx]', or onnxruntime-gpu"
         ) from error
     return onnxruntime
 

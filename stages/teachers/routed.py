@@ -180,6 +180,18 @@ class _Experts:
                 said[name].append((places, self._checked(route, name, given, len(places))))
         return {name: _merged(len(routes), pieces) for name, pieces in said.items()}
 
+    def suspects(self, batch: Batch) -> list[str] | None:
+        """What makes the experts of these rows unsteady, as far as they can tell; None: none can."""
+        routes, found = _routes(batch[self._teacher.column]), []
+        known = {r: getattr(self._loaded.get(r), "suspects", None) for r in dict.fromkeys(routes)}
+        for route, suspects in known.items():
+            if suspects is not None:
+                places = np.array([i for i, other in enumerate(routes) if other == route])
+                inputs = self._teacher.teachers[route].inputs
+                given = {name: _taken(batch[name], places) for name in inputs}
+                found += [f"{words} (expert for {route!r})" for words in suspects(given)]
+        return found if any(known.values()) else None
+
     def _expert(self, route: Route, planned: str) -> Answer:
         teacher = self._teacher.teachers.get(route)
         if teacher is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.stages.teachers.module import ModuleTeacher
 from stillroom.stages.teachers.weights import Weights
-from stillroom.storage.errors import RowsError, UnknownSignalError, nearest
+from stillroom.storage.errors import MissingPackageError, RowsError, UnknownSignalError, nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,8 +46,8 @@ def timm_teacher(
     (arguments of timm.create_model, such as num_classes) and the versions of timm, torchvision and
     Pillow. `more` is passed to ModuleTeacher. Nothing is downloaded.
 
-    Raises ImportError where timm cannot be imported, UnknownSignalError for a model that it does not
-    have or a setting that it does not know.
+    Raises MissingPackageError where timm cannot be imported, UnknownSignalError for a model that it
+    does not have or a setting that it does not know.
     """
     timm = _timm()
     if not timm.is_model(model):
@@ -135,7 +135,7 @@ def _timm() -> Any:
         import timm.data
     except (ImportError, RuntimeError) as error:
         # torchvision raises RuntimeError where it was built for another torch.
-        raise ImportError(
+        raise MissingPackageError(
             f"timm cannot be imported ({error}). Install stillroom[timm], with the torchvision that "
             "belongs to this torch (its release notes name it)"
         ) from error

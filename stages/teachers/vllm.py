@@ -15,7 +15,7 @@ from stillroom.stages.teachers.http_json import JsonServer
 from stillroom.stages.teachers.teacher import Answer
 from stillroom.stages.teachers.vllm_answers import Prompt, completion, prompt, record
 from stillroom.storage.code import code_identity
-from stillroom.storage.errors import SignalError, nearest
+from stillroom.storage.errors import MissingPackageError, SignalError, nearest
 from stillroom.storage.folder import Ask
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.signal import Values
@@ -271,11 +271,10 @@ def _version(teacher: str) -> str:
         raise _lacking(teacher) from error
 
 
-def _lacking(teacher: str) -> ModuleNotFoundError:
-    return ModuleNotFoundError(
+def _lacking(teacher: str) -> MissingPackageError:
+    return MissingPackageError(
         f"teacher {teacher!r} needs the package vllm, which cannot be imported here: pip install "
-        "'stillroom[vllm]' where it runs, or ask a server (VllmTeacher)",
-        name="vllm",
+        "'stillroom[vllm]' where it runs, or ask a server (VllmTeacher)"
     )
 
 

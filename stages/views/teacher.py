@@ -64,13 +64,26 @@ class ViewedTeacher:
 
     def load(self) -> Answer:
         """Load the teacher."""
-        answer, inputs, more = self.teacher.load(), tuple(self.teacher.inputs), self._more
+        return _Viewed(self.teacher.load(), tuple(self.teacher.inputs), self._more)
 
-        def viewed(batch: Batch) -> Mapping[str, Values]:
-            said: dict[str, Any] = dict(answer({name: batch[name] for name in inputs}))
-            return {**said, **{name: batch[column] for name, column in more.items()}}
 
-        return viewed
+class _Viewed:
+    """A loaded teacher that repeats what it was shown."""
+
+    def __init__(self, answer: Answer, inputs: Sequence[str], more: Mapping[str, str]) -> None:
+        self._answer, self._inputs, self._more = answer, inputs, more
+        # What a loaded teacher can tell beside its answers, where this one can.
+        if (suspects := getattr(answer, "suspects", None)) is not None:
+            self.suspects = lambda batch: suspects(self._own(batch))
+        if (constants := getattr(answer, "constants", None)) is not None:
+            self.constants = constants
+
+    def __call__(self, batch: Batch) -> Mapping[str, Values]:
+        said: dict[str, Any] = dict(self._answer(self._own(batch)))
+        return {**said, **{name: batch[column] for name, column in self._more.items()}}
+
+    def _own(self, batch: Batch) -> Batch:
+        return {name: batch[name] for name in self._inputs}
 
 
 def require_views(rows: Rows, identity: Mapping[str, Any], teacher: str) -> None:

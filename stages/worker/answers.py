@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 
 from stillroom.stages.data.rows import Rows
 from stillroom.stages.teachers.teacher import Teacher
+from stillroom.storage.encodings.encoding import encoding
+from stillroom.storage.encodings.packed import Packed
+from stillroom.storage.encodings.sampled import Sampled
+from stillroom.storage.encodings.topk import TopK
 from stillroom.storage.errors import SignalError, listed, nearest
+from stillroom.storage.folder import Ask
 from stillroom.storage.pairs import spelled
 from stillroom.storage.ragged import Ragged
 from stillroom.storage.signal import Values
@@ -18,18 +23,22 @@ from stillroom.storage.signal import Values
 
 def checked(
     answered: Mapping[str, Any],
-    names: Iterable[str],
+    asked: Mapping[str, Ask],
     teacher: Teacher,
     rows: Rows,
     places: NDArray[np.int64],
     given: str,
 ) -> dict[str, Values]:
-    """These signals of one batch, as a teacher answered; SignalError when one cannot be stored."""
+    """The signals that are asked for of one batch, as a teacher answered.
+
+    SignalError when one cannot be stored: NaN and infinities cannot, but for -inf in logits whose
+    encoding keeps none of the classes that have it (topk, sampled, and these packed).
+    """
     who = f"teacher {teacher.name!r}"
     if not isinstance(answered, Mapping):
         raise SignalError(f"{who} returned a {type(answered).__name__}; expected {{signal: rows}}")
     found: dict[str, Values] = {}
-    for name in names:
+    for name, ask in asked.items():
         if name not in answered:
             raise SignalError(f"{who} gave no signal {name!r}; {nearest(name, answered)}")
         values = as_values(answered[name])
@@ -38,27 +47,59 @@ def checked(
                 f"{who}, signal {name!r}: {len(values):,} rows came back for {len(places):,} rows "
                 f"({given}); every row needs exactly one answer"
             )
-        _require_finite(f"{who}, signal {name!r}", values, rows, places)
+        _require_finite(f"{who}, signal {name!r}", values, ask.encoding, rows, places)
         found[name] = values
     return found
 
 
-def _require_finite(what: str, values: Values, rows: Rows, places: NDArray[np.int64]) -> None:
+def _require_finite(
+    what: str, values: Values, named: str, rows: Rows, places: NDArray[np.int64]
+) -> None:
     if isinstance(values, list):
         return
     array = values.values if isinstance(values, Ragged) else values
     finite = _finite(array)
     if finite.all():
         return
-    wrong = np.flatnonzero(~finite)
+    kept = _kept(named) if array.dtype.names is None else 0
+    sound, few = _masked(array, kept) if kept else (finite, np.zeros(len(array), bool))
+    if not sound.all():
+        found, mend = "NaN or infinity", "mend the rows or the teacher's precision and run again"
+        if not kept and array.dtype.names is None and _masked(array, 1)[0].all():
+            found = "infinity below zero"
+            mend = (
+                "classes without probability (-inf) can be stored as topk(k) or sampled(k), which keep "
+                f"none of them, and not as {named}"
+            )
+    elif few.any():
+        sound, found = ~few, f"fewer than {kept:,} classes above -inf"
+        mend = f"{named} keeps {kept:,}; take a smaller k, or sampled(k), which keeps what it draws"
+    else:
+        return
+    wrong = np.flatnonzero(~sound)
     if isinstance(values, Ragged):
         wrong = np.unique(np.searchsorted(values.offsets, wrong, side="right") - 1)
     keys = spelled(rows.keys.take(places[wrong]))
     raise SignalError(
-        f"{what}: NaN or infinity for {len(keys):,} of {len(places):,} rows of a "
-        f"batch: {listed(map(repr, keys))}. Nothing of this shard was stored; mend the rows or the "
-        "teacher's precision and run again"
+        f"{what}: {found} for {len(keys):,} of {len(places):,} rows of a batch: "
+        f"{listed(map(repr, keys))}. Nothing of this shard was stored; {mend}"
     )
+
+
+def _kept(named: str) -> int:
+    """How many classes of each row of logits an encoding keeps at least; 0 where it keeps all."""
+    coding = encoding(named)
+    inner = coding.inner if isinstance(coding, Packed) else coding
+    return inner.k if isinstance(inner, TopK) else int(isinstance(inner, Sampled))
+
+
+def _masked(logits: NDArray[Any], kept: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(n,) rows that hold neither NaN nor infinity above zero, and those of them in which fewer than
+    `kept` classes are finite."""
+    finite, rest = np.isfinite(logits), tuple(range(1, logits.ndim))
+    sound = (finite | np.isneginf(logits)).all(axis=rest)
+    few = finite.sum(axis=-1) < kept if logits.ndim > 1 else ~finite
+    return sound, few.any(axis=rest[:-1])
 
 
 def _finite(array: NDArray[Any]) -> NDArray[np.bool_]:

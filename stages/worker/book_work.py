@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillroom.stages.data.rows import Rows, column_shapes
+from stillroom.stages.data.rows import Rows
 from stillroom.stages.events import BooksMade, Listen
 from stillroom.stages.teachers.teacher import Answer, Teacher
 from stillroom.stages.worker.answers import checked
+from stillroom.stages.worker.asking import Asking
 from stillroom.storage.books import write_book
 from stillroom.storage.encodings.encoding import encoding, needs_book
 from stillroom.storage.encodings.head import Head
@@ -80,7 +81,7 @@ class BookWorker:
     def __init__(self, work: BookWork) -> None:
         """Load the teacher."""
         self._work = work
-        self._answer = work.teacher.load()
+        self._asking = Asking.of(work.teacher, work.rows, work.batch_size)
 
     def __call__(self, task: BookTask) -> BookDone:
         """Make and store a book for each signal; the same ones whenever it is tried again."""
@@ -109,7 +110,7 @@ class BookWorker:
     def _constants(self, name: str, coding: Head) -> dict[str, Array]:
         """The head's weight and bias, as the loaded teacher gives them."""
         who = f"{self._who}, signal {name!r}"
-        constants = getattr(self._answer, "constants", None)
+        constants = getattr(self._asking.answer, "constants", None)
         if constants is None:
             raise SignalError(
                 f"{who}: head({coding.module}) needs the head's weight, which this teacher does not "
@@ -129,22 +130,20 @@ class BookWorker:
     ) -> tuple[dict[str, Array], int]:
         """Vectors of each signal from rows that are evenly spread, and how many rows it took.
 
-        Which they are is a function of the rows alone, not of the size of a batch.
+        Which they are is a function of the rows alone, not of the size of a batch, which is halved where
+        memory runs out.
         """
         places, work = task.places, self._work
         order = spread(len(places), FITTED_VECTORS)
         of_one_row = -(-FITTED_VECTORS // min(len(places), _ROWS))
         found: dict[str, list[Array]] = {name: [] for name in codings}
-        counts = dict.fromkeys(codings, 0)
+        counts, fitted = dict.fromkeys(codings, 0), {name: task.asked[name] for name in codings}
         shapes: dict[str, Signal] = {}
         taken = 0
-        while taken < len(order) and min(counts.values()) < FITTED_VECTORS:
-            some = places[order[taken : taken + work.batch_size]]
-            taken += len(some)
-            batch = work.rows.read(some, work.teacher.inputs)
-            given = column_shapes(batch)
-            answered = checked(self._answer(batch), codings, work.teacher, work.rows, some, given)
-            for name, values in answered.items():
+        for asked in self._asking.each(places[order]):
+            taken += len(asked.places)
+            given = work.teacher, work.rows, asked.places, asked.shapes
+            for name, values in checked(asked.answered, fitted, *given).items():
                 signal = Signal.of(name, values, task.asked[name].encoding)
                 if change := shapes.setdefault(name, signal).differs(signal):
                     raise SignalError(
@@ -154,6 +153,8 @@ class BookWorker:
                 for vectors in _by_row(values, of_one_row):
                     found[name].append(vectors)
                     counts[name] += len(vectors)
+            if min(counts.values()) >= FITTED_VECTORS:
+                break
         joined = {name: np.concatenate(each)[:FITTED_VECTORS] for name, each in found.items()}
         return joined, taken
 

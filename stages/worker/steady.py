@@ -143,13 +143,14 @@ def _gaps(one: list[Any], other: list[Any], share: float) -> list[Gap]:
 
 
 def _ranges(rows: list[Array]) -> list[float]:
-    """By field: from the smallest to the largest number of all rows."""
+    """By field: from the smallest to the largest finite number of all rows."""
     found = []
     for column in zip(*[list(fields(row)) for row in rows], strict=True):
         if column[0].dtype.kind not in "fiub":
             found.append(0.0)  # what cannot be stored, which is said when it is to be
             continue
         values = np.concatenate([field.ravel() for field in column]).astype(np.float64)
+        values = values[np.isfinite(values)]
         found.append(float(np.ptp(values)) if values.size else 0.0)
     return found
 
@@ -196,12 +197,12 @@ def _require(
 def _suspected(asking: Asking, places: NDArray[np.int64]) -> str:
     """What is known to do this inside the teacher, in words."""
     suspects = getattr(asking.answer, "suspects", None)
-    if suspects is None:
+    found = None if suspects is None else suspects(asking.batch(places))
+    if found is None:
         return (
             "Look for random numbers (derive their seed from the row), for a model in training mode, and "
             "for figures over the whole batch."
         )
-    found = suspects(asking.batch(places))
     if not found:
         return "No layer of it is in training mode: look into its own code and its `prepare`."
     return f"Found in it: {listed(found, 4)}."

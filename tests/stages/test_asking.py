@@ -13,7 +13,7 @@ import pytest
 from stillroom.pipeline import LocalRunner
 from stillroom.stages import probe, repair
 from stillroom.stages.data.rows import Batch
-from stillroom.stages.events import RowsTaught
+from stillroom.stages.events import BooksMade, RowsTaught
 from stillroom.stages.teachers.teacher import Answer
 from stillroom.stages.worker.asking import Asking, out_of_memory
 from stillroom.storage import Cache, verify
@@ -70,6 +70,31 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_remembered(
     assert set(answer.seen[3:]) == {2}
     events = [event for event in heard.events if isinstance(event, RowsTaught)]
     assert [(event.rows, event.halved) for event in events] == [(30, 3), (30, 0)]
+
+
+@pytest.mark.parametrize("fail", [numpys_own, onnx_words])
+def test_a_book_is_made_in_batches_that_fit_and_is_the_same_one(tmp_path: Path, fail: Any) -> None:
+    """Its vectors are a function of the rows, so halving changes no byte of what they are stored by."""
+    answer = limited(3, fail)
+    coded: dict[str, Any] = {"signals": ("logits",), "encodings": {"logits": "product(2,3)"}}
+    how: dict[str, Any] = {"batch_size": 16, "shard_rows": 30, "band": INFINITE}
+    heard = Heard()
+    halved = taught(tmp_path / "c", teacher=plain(answer=answer, **coded), listen=heard, **how)
+    assert answer.seen[:5] == [16, 8, 4, 2, 2]  # of the book
+    (made,) = [event for event in heard.events if isinstance(event, BooksMade)]
+    assert made.rows == 60
+    whole = taught(tmp_path / "whole", teacher=plain(answer=limited(99), **coded), **how)
+    books = [
+        {p.name: p.read_bytes() for p in (tmp_path / c / "books").iterdir()} for c in ("c", "whole")
+    ]
+    assert books[0] == books[1]
+    np.testing.assert_array_equal(answers(halved, data()), answers(whole, data()))
+
+
+def test_a_row_that_is_too_much_for_a_book_is_named(tmp_path: Path) -> None:
+    teacher = plain(answer=limited(0), encodings={"logits": "product(2,3)"})
+    with pytest.raises(OutOfMemoryError, match="for row 'r0' alone, a batch of 1"):
+        taught(tmp_path / "c", teacher=teacher, batch_size=4)
 
 
 class Cramped(Watched):

@@ -12,7 +12,7 @@ import pytest
 
 from stillroom.pipeline import LocalRunner
 from stillroom.stages import audit, repair
-from stillroom.stages.events import RowsTaught
+from stillroom.stages.events import BooksMade, RowsTaught
 from stillroom.storage import Cache, CorruptShardError, compact, verify
 from stillroom.storage.books import books
 from stillroom.storage.care.pruning import prune
@@ -50,7 +50,11 @@ def test_prune_drops_the_books_that_nothing_kept_needs(tmp_path: Path) -> None:
 def test_prune_keeps_the_book_of_a_draft_and_drops_that_of_a_run_killed_before_it(
     tmp_path: Path,
 ) -> None:
-    killed(lambda: taught(tmp_path / "c", data(), coded(), listen=die))
+    def after_the_book(event: object) -> None:
+        if isinstance(event, BooksMade):
+            die()
+
+    killed(lambda: taught(tmp_path / "c", data(), coded(), listen=after_the_book))
     found = verify(tmp_path / "c")
     assert (found.problems, len(found.leftovers)) == ((), 1)
     assert found.leftovers[0].startswith("books/")

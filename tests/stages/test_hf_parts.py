@@ -48,6 +48,13 @@ def test_every_row_is_in_one_group_and_no_group_is_too_large(lengths: list[int],
     for group in found:
         longest = max(lengths[row] for row in group)
         assert len(group) == 1 or longest * len(group) <= most
+        padding = longest * len(group) - sum(lengths[row] for row in group)
+        assert padding <= max(longest * len(group) / 4, 128)
+
+
+def test_short_texts_are_not_padded_to_a_long_one_that_would_fit_beside_them() -> None:
+    found = list(groups(np.array([200, 5, 6, 5, 190, 7] + [8] * 40), 8_192))
+    assert [group.tolist() for group in found] == [[1, 3, 2, 5, *range(6, 46)], [4, 0]]
 
 
 @given(LENGTHS, st.integers(1, 100))

@@ -13,13 +13,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stillroom.stages import ArrayRows, ModuleTeacher
+from stillroom.stages import ArrayRows, FunctionTeacher, ModuleTeacher, RoutedTeacher, Teacher
 from stillroom.stages.events import RowsTaught
 from stillroom.stages.teachers.suspects import suspects
+from stillroom.stages.views.boxes import Flip
+from stillroom.stages.views.plan import ViewPlan
 from stillroom.stages.worker.steady import FEW
 from stillroom.storage import Cache
 from stillroom.storage.errors import UnsteadyError
 from tests.stages.builders import Heard, Shuffled, answers, data, every_kind, images, plain, taught
+from tests.stages.view_builders import album, viewed
 
 
 class Net(nn.Module):
@@ -76,6 +79,42 @@ def test_a_layer_that_is_left_on_is_named_and_nothing_is_stored(
     assert "may be" in str(caught.value)
     assert Cache(tmp_path / "c").snapshots() == []
     assert list((tmp_path / "c").rglob("*receipts/*")) == []
+
+
+def test_a_layer_that_is_left_on_is_named_under_views_too(tmp_path: Path) -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net(nn.Dropout(0.1))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.net(image.flatten(1)[:, :8])
+            return out
+
+    shown: dict[str, Any] = {"rows": album(), "views": 2, "teacher": teacher(Flat())}
+    with pytest.raises(UnsteadyError, match=r"Found in it: training-mode Dropout: net\.encoder\.1"):
+        viewed(tmp_path / "c", ViewPlan((Flip(),)), **shown)
+
+
+def test_a_layer_that_is_left_on_in_one_expert_is_named_with_its_route(tmp_path: Path) -> None:
+    experts: dict[str | int, Teacher] = {
+        "de": teacher(Net(nn.Dropout(0.1), on=False)),
+        "fr": teacher(Net(nn.Dropout(0.1))),
+    }
+    routed = RoutedTeacher("experts", "language", experts)
+    rows = ArrayRows([f"r{i}" for i in range(60)], image=images(60), language=["de", "fr"] * 30)
+    with pytest.raises(UnsteadyError) as caught:
+        taught(tmp_path / "c", routed.rows(rows), routed, batch_size=30)
+    words = "Found in it: training-mode Dropout: encoder.1 (expert for 'fr')."
+    assert words in str(caught.value)
+
+
+def test_experts_that_cannot_tell_are_not_said_to_be_fine(tmp_path: Path) -> None:
+    noisy = FunctionTeacher("noisy", drawn, ("image",), ("logits",))
+    routed = RoutedTeacher("experts", "language", {"de": noisy})
+    rows = ArrayRows([f"r{i}" for i in range(60)], image=images(60), language=["de"] * 60)
+    with pytest.raises(UnsteadyError, match="Look for random numbers"):
+        taught(tmp_path / "c", routed.rows(rows), routed)
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(16), nn.Identity()])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.stages.teachers.weights import file_weights
-from stillroom.storage.errors import FormatError, listed
+from stillroom.storage.errors import FormatError, MissingPackageError, listed
 from stillroom.storage.files import read_json
 from stillroom.storage.identity import canonical, digest
 
@@ -35,15 +35,15 @@ _RENAMED = (4, 56)
 
 
 def transformers_for(who: str) -> Any:
-    """The package; ImportError says who needs it and how to get it."""
+    """The package; MissingPackageError says who needs it and how to get it."""
     try:
         return importlib.import_module("transformers")
     except ImportError as error:
         raise _missing(who, error) from error
 
 
-def _missing(who: str, error: ImportError) -> ImportError:
-    return ImportError(
+def _missing(who: str, error: ImportError) -> MissingPackageError:
+    return MissingPackageError(
         f"{who} needs transformers, which is not to be had here ({error}): "
         "pip install 'stillroom[text]', on every machine that runs it"
     )

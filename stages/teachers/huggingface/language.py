@@ -19,6 +19,7 @@ from stillroom.stages.teachers.huggingface.checkpoint import (
     load_model,
 )
 from stillroom.stages.teachers.huggingface.heads import HeadedModel, Spoken
+from stillroom.stages.teachers.huggingface.packing import Packing, require_apart
 from stillroom.stages.teachers.huggingface.reading import Collected, Group, TokenModel
 from stillroom.stages.teachers.huggingface.sources import Source
 from stillroom.stages.teachers.huggingface.texts import Texts, Tokens
@@ -80,6 +81,9 @@ class LanguageTeacher:
     """"auto" takes a GPU where the worker has one. Not part of the identity."""
     threads: int = 1
     """CPU threads inside one worker."""
+    packing: Literal["none", "packed"] = "none"
+    """Whether texts share sequences of up to `max_tokens` tokens, none seeing another. It saves padding
+    where a batch's texts differ much in length; but attention is computed over whole sequences."""
     tokens_at_once: int = 8_192
     """Of one forward pass, padding included. Not part of the identity."""
     positions_at_once: int = 512
@@ -110,14 +114,15 @@ class LanguageTeacher:
             "adapter": 1,
             "shift": 1 if self.kind == "causal" else 0,
             **checkpoint_identity(folder, who, ["tokenizers"]),
-            **self.texts.identity(folder),
+            **self.texts.identity(folder, self.packing),
             "inputs": list(self.inputs),
             "precision": self.precision,
             "attention": self._attention(),
         }
 
     def load(self) -> Answer:
-        """Load tokenizer and model; FormatError where the checkpoint lacks weights."""
+        """Load tokenizer and model; FormatError where the checkpoint lacks weights, or where texts are
+        to share sequences and the model does not keep them apart."""
         return _Loaded(self)
 
     def _sources(self) -> dict[str, Source]:
@@ -141,9 +146,13 @@ class _Loaded:
             attention=teacher._attention(),
             device=teacher.device,
         )
-        self._read = TokenModel(model, teacher.texts, folder, self._who)
+        packed = teacher.packing == "packed"
+        packing = Packing(teacher.texts.max_tokens, teacher.kind == "causal") if packed else None
+        self._read = TokenModel(model, teacher.texts, folder, self._who, packing)
         with running.inference(teacher.threads):
             self._headed = HeadedModel(model, self._who)
+            if packing is not None:
+                require_apart(self._read, self._headed, packing, self._who)
 
     def constants(self, name: str) -> dict[str, Any]:
         """weight (V, d) and, where it has one, bias (V,) of the head of that name."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.stages.teachers.huggingface.checkpoint import content_of, transformers_for
-from stillroom.storage.errors import FormatError, RowsError
+from stillroom.storage.errors import FormatError, MissingPackageError, RowsError
 from stillroom.storage.files import read_json
 
 _FILE = "preprocessor_config.json"
@@ -48,7 +48,7 @@ class ImageReader:
     """What makes a model's input of a batch of images."""
 
     def __init__(self, images: Images, folder: Path, who: str) -> None:
-        """ImportError where the checkpoint's processor needs a package that is not there."""
+        """MissingPackageError where the checkpoint's processor needs a package that is not there."""
         self._images, self._who = images, who
         self._settings = read_json(_settings(folder))
         self._processor: Any = None
@@ -140,7 +140,7 @@ def _processor(folder: Path, who: str) -> Any:
             str(folder), local_files_only=True, trust_remote_code=False, use_fast=False
         )
     except (ImportError, ValueError) as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"{who}: the image processor of {folder} cannot be used here ({error}). Where it has a fast "
             'form only, install torchvision; or resize the column and use Images(processor="numpy")'
         ) from error

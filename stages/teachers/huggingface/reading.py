@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.stages.teachers.huggingface import running
+from stillroom.stages.teachers.huggingface.packing import Packing
 from stillroom.stages.teachers.huggingface.rows import (
     Int64s,
     Joined,
@@ -31,20 +32,19 @@ KNOWN_OF_TOKENS = ("ids", "tokens", "length")
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of a batch in one forward pass."""
+    """Rows of a batch in one forward pass, each in a sequence of its own or several in one."""
 
     rows: Int64s
-    """Places in the batch."""
+    """Places in the batch, in the order of the sequences."""
     lengths: Int64s
     """Tokens of each."""
     inputs: Mapping[str, Any]
-    """What the model is given, (rows, longest) each: input_ids, attention_mask, and token_type_ids where
-    it takes them and its tokenizer gives them."""
-
-    @property
-    def mask(self) -> Any:
-        """(rows, longest): 1 where a token is."""
-        return self.inputs["attention_mask"]
+    """What the model is given, (sequences, longest) each: input_ids, and token_type_ids where it takes
+    them and its tokenizer gives them; attention_mask; of packed rows also position_ids."""
+    mask: Any
+    """(sequences, longest): 1 where a token is."""
+    spots: Int64s
+    """(rows, 2): in which sequence each row lies, and where in it it begins."""
 
     @property
     def row_of(self) -> Int64s:
@@ -57,16 +57,23 @@ class Group:
         return within(self.lengths)
 
     def own(self, tensor: Any) -> Any:
-        """(all tokens, *inner) of (rows, longest, *inner): what is not padding, row after row."""
+        """(all tokens, *inner) of (sequences, longest, *inner): what is no padding, row after row."""
         return tensor[self.mask.bool()]
 
 
 class TokenModel:
     """A model, and the tokenizer that it was trained with."""
 
-    def __init__(self, model: Any, texts: Texts, folder: Path, who: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        texts: Texts,
+        folder: Path,
+        who: str,
+        packing: Packing | None = None,
+    ) -> None:
         """FormatError where the two do not fit each other, or the texts the model."""
-        self.model, self._who = model, who
+        self.model, self._who, self._packing = model, who, packing
         self.reader = TextReader(texts, folder, who)
         config = getattr(model.config, "text_config", None) or model.config
         pad = getattr(config, "pad_token_id", None)
@@ -81,6 +88,8 @@ class TokenModel:
                 f"{positions:,} positions; lower it"
             )
         entries, known = getattr(config, "vocab_size", None), len(self.reader.tokenizer)
+        self.entries = entries if isinstance(entries, int) else known
+        """Tokens that the model has embeddings for."""
         if isinstance(entries, int) and known > entries:
             raise FormatError(
                 f"{who}: the tokenizer of {texts.folder(folder)} knows {known:,} tokens, the model of "
@@ -100,13 +109,42 @@ class TokenModel:
         model."""
         if all(source.what in KNOWN_OF_TOKENS for source in read.values()):
             return
-        place, kept = running.placer(self._device), tokens.kept
-        for rows in groups(kept, most):
-            ids, mask = padded([tokens.ids[row] for row in rows], self._pad)
-            given = {"input_ids": place(ids), "attention_mask": place(mask)}
-            if self._types and tokens.types is not None:
-                given["token_type_ids"] = place(padded([tokens.types[row] for row in rows], 0)[0])
-            yield Group(rows, kept[rows], given)
+        if self._packing is None:
+            yield from (self.padded(tokens, rows) for rows in groups(tokens.kept, most))
+        else:
+            yield from (self.packed(tokens, p) for p in self._packing.groups(tokens.kept, most))
+
+    def padded(self, tokens: Tokens, rows: Int64s) -> Group:
+        """Each of these rows in a sequence of its own."""
+        given, mask = self._given(tokens, list(rows[:, None]))
+        spots = np.stack([np.arange(len(rows)), np.zeros(len(rows), np.int64)], axis=1)
+        return Group(rows, tokens.kept[rows], {**given, "attention_mask": mask}, mask, spots)
+
+    def packed(self, tokens: Tokens, packs: Sequence[Int64s]) -> Group:
+        """The rows of each pack one after another in a sequence, where none sees another."""
+        given, mask = self._given(tokens, packs)
+        rows = np.concatenate(packs)
+        lengths = [tokens.kept[pack] for pack in packs]
+        spots = [
+            np.stack([np.full(len(each), number), np.cumsum(each) - each], axis=1)
+            for number, each in enumerate(lengths)
+        ]
+        assert self._packing is not None
+        given |= self._packing.inputs(lengths, self.model.dtype, self._device)
+        return Group(rows, tokens.kept[rows], given, mask, np.concatenate(spots))
+
+    def _given(self, tokens: Tokens, packs: Sequence[Int64s]) -> tuple[dict[str, Any], Any]:
+        """Ids, and types where there are any, of sequences of rows, and where tokens are."""
+        place = running.placer(self._device)
+
+        def joined(each: Sequence[Int64s], pad: int) -> tuple[Int64s, Int64s]:
+            return padded([np.concatenate([each[row] for row in pack]) for pack in packs], pad)
+
+        ids, mask = joined(tokens.ids, self._pad)
+        given = {"input_ids": place(ids)}
+        if self._types and tokens.types is not None:
+            given["token_type_ids"] = place(joined(tokens.types, 0)[0])
+        return given, place(mask)
 
 
 class Collected:
@@ -150,8 +188,9 @@ class Collected:
             self.put(name, kept, group.row_of, group.at, own)
             return
         each = running.attention(base, source, self._who)
-        for i, (row, n) in enumerate(zip(group.rows, group.lengths, strict=True)):
-            square = running.array_of(each[i, :, :n, :n].permute(1, 2, 0).reshape(n * n, -1))
+        for row, n, (at, b) in zip(group.rows, group.lengths, group.spots.tolist(), strict=True):
+            own = each[at, :, b : b + n, b : b + n]
+            square = running.array_of(own.permute(1, 2, 0).reshape(n * n, -1))
             self.put(name, kept**2, np.full(n * n, row), np.arange(n * n), square)
 
     def values(self) -> dict[str, Values]:

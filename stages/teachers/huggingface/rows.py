@@ -12,12 +12,15 @@ from stillroom.storage.ragged import Ragged
 from stillroom.storage.signal import Values
 
 Int64s = NDArray[np.int64]
+_PASS = 128
+"""Tokens of padding that cost less than another pass through a small model."""
 
 
 def groups(lengths: Int64s, most: int) -> Iterator[Int64s]:
     """Rows that go through the model together: at most `most` tokens once padded, one row at least.
 
-    Rows of like length share a group, so that little is padded.
+    Rows of like length share a group, and one ends where padding would be a quarter of it, or more
+    than a pass of its own costs.
 
     >>> [group.tolist() for group in groups(np.array([5, 2, 9, 2]), 10)]
     [[1, 3], [0], [2]]
@@ -25,10 +28,15 @@ def groups(lengths: Int64s, most: int) -> Iterator[Int64s]:
     order = np.argsort(lengths, kind="stable")
     start = 0
     while start < len(order):
-        # Rising lengths: the last row of a group is its longest.
-        stop = start + 1
-        while stop < len(order) and int(lengths[order[stop]]) * (stop + 1 - start) <= most:
-            stop += 1
+        stop, tokens = start, 0
+        while stop < len(order):
+            # Rising lengths: the last row of a group is its longest.
+            longest = int(lengths[order[stop]])
+            whole = longest * (stop + 1 - start)
+            padding = whole - tokens - longest
+            if stop > start and (whole > most or padding > max(whole // 4, _PASS)):
+                break
+            stop, tokens = stop + 1, tokens + longest
         yield order[start:stop]
         start = stop
 

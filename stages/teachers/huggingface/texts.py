@@ -24,9 +24,10 @@ Int64s = NDArray[np.int64]
 class Texts:
     """How a column of texts becomes tokens.
 
-    Each text is a sequence of its own: several short ones are never packed into one. Shorter ones of
-    a batch are padded on the right with what the attention mask hides, so what stands beside a row
-    changes its numbers by rounding alone. What is too long is cut at its end, special tokens kept.
+    Each text is a sequence of its own, unless a teacher packs several into one (`packing`), where
+    none sees another. Shorter ones of a batch are padded on the right with what the attention mask
+    hides. So what stands beside a row changes its numbers by rounding alone. What is too long is cut
+    at its end, special tokens kept.
     """
 
     max_tokens: int
@@ -47,7 +48,7 @@ class Texts:
     tokenizer: str | Path | None = None
     """Folder of the tokenizer, where that is not the checkpoint's."""
 
-    def identity(self, checkpoint: Path) -> dict[str, Any]:
+    def identity(self, checkpoint: Path, packing: str = "none") -> dict[str, Any]:
         """`tokenizer` part by part, its settings, and `texts`: every choice above but the folder."""
         folder = self.folder(checkpoint)
         files = [folder / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
@@ -69,7 +70,7 @@ class Texts:
                 "too_long": self.too_long,
                 "special_tokens": self.special_tokens and not self.chat,
                 "padding": "right",
-                "packing": "none",
+                "packing": packing,
                 **chat,
             },
         }
