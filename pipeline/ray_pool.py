@@ -163,7 +163,7 @@ class Pool(Generic[Item, Result]):
         self.wanted = self.size.wanted(fitting, alive)
         self.short_since = (self.short_since or self.looked) if self.starting else None
         if self.short_since and self.looked - self.short_since > _SHORT_S:
-            self.session.end_idle_of_others(self.ray)
+            self.session.end_idle(self.ray)
         if self.actors:
             self.alone_since = time.monotonic()
         alone = time.monotonic() - self.alone_since

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any, Self
 
@@ -17,6 +17,9 @@ from stillroom.pipeline.ray_pool import Pool
 from stillroom.pipeline.ray_session import Session, Watch
 from stillroom.pipeline.runner import Item, Result
 from stillroom.pipeline.stopping import Stop, Until
+
+_ANSWER_S = 15.0
+"""What the head is given to say which nodes there are."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,33 @@ class RayRunner:
             self._session.leave()
             if head.silent_s():
                 self._session.end_unless_needed(lost=True)
+
+    def needing(self, cpus: float | None, gpus: float | None, memory_bytes: int) -> Self:
+        """The same runner for long items, each of which waits at no worker that has another in work.
+        None and 0 leave what each worker has now."""
+        return replace(
+            self,
+            num_cpus=self.num_cpus if cpus is None else cpus,
+            num_gpus=self.num_gpus if gpus is None else gpus,
+            memory_bytes=memory_bytes or self.memory_bytes,
+            in_flight=1,
+        )
+
+    def places(self) -> int:
+        """How many workers there is room for now, or may be in a cluster that grows; 0 where one does
+        not fit. Starts Ray, so call it inside `with runner:`."""
+        size = Size.of(self.workers)
+        if size.grows:
+            return int(size.most)
+        ray, _ = self._session.enter(self.address, self._cpus(), self.runtime_env)
+        watch = Watch(ray)
+        try:
+            watch.ask(_ANSWER_S)
+            fitting = self.needs.fitting(watch.nodes)
+        finally:
+            watch.end()
+            self._session.leave()
+        return size.wanted(fitting, len(watch.nodes)) if fitting else 0
 
     @property
     def needs(self) -> Needs:

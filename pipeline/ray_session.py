@@ -94,11 +94,12 @@ class Session:
             self.idle.clear()
             return mine
 
-    def end_idle_of_others(self, ray: Any) -> None:
-        """End the idle workers of all other runners: somebody waits for what they hold."""
+    def end_idle(self, ray: Any) -> None:
+        """End the idle workers of all runners: somebody waits for what they hold. Also of this one,
+        whose maps may run at the same time with other needs."""
         for other in list(_sessions):
             # A lock that is taken is that of a runner which is about to use its workers.
-            if other is not self and other.lock.acquire(blocking=False):
+            if other.lock.acquire(blocking=False):
                 try:
                     for _, actor in other.idle:
                         ray.kill(actor)

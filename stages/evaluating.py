@@ -21,7 +21,7 @@ class Evaluation:
 
     split: str
     measure: Measure
-    """A module-level function."""
+    """A module-level function, or a partial of one; `stages.measures` has more of them."""
     columns: tuple[str, ...] = ("label",)
     """Columns that it reads beside the student's inputs."""
     signals: tuple[str, ...] = ()

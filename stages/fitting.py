@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from stillroom.stages.loading import Loader, Tensors
 from stillroom.stages.recipe import INDEX
 from stillroom.stages.streams import Streams, joined
 from stillroom.stages.student import Student
+from stillroom.stages.student_log import StudentLog
 from stillroom.stages.teachers.layers import LayerTaps
 from stillroom.stages.teachers.weights import load_state
 from stillroom.storage.errors import StillroomError, listed
@@ -42,7 +44,11 @@ class Fitting:
         "auto" takes a GPU where this process has one.
         """
         self.student = student
-        self._rows = rows if isinstance(rows, Streams) else Streams(rows, seed=student.seed)
+        self._rows = rows if isinstance(rows, Streams) else Streams(rows, seed=student.order_seed)
+        self._total, self._count = 0.0, 0
+        self._means: list[Tensor] = []
+        self.log: StudentLog | None = None
+        """Where steps are noted, if anywhere."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(student.seed)
@@ -99,14 +105,42 @@ class Fitting:
 
     def epoch(self, number: int) -> float:
         """One pass over the rows; the mean loss. TrainingError when a loss is no number."""
+        self.begin_epoch()
+        for chosen, loaded in self._rows.epoch(number):
+            self.take(loaded, number, chosen)
+        return self.end_epoch()
+
+    def begin_epoch(self) -> None:
+        """What `epoch` does before its first batch."""
         self.module.train()
         self.learning.heads.train()
-        total, rows = 0.0, 0
-        for chosen, loaded in self._rows.epoch(number):
-            total += self._update(loaded, number, chosen) * len(chosen)
-            rows += len(chosen)
+        self._total, self._count = 0.0, 0
+
+    def take(self, loaded: Tensors, number: int, chosen: Any) -> None:
+        """One step on a batch of `rows` as its own streams would give it."""
+        started, rate = time.perf_counter(), self.learning.rate
+        loss = self._update(loaded, number, chosen)
+        self._total += loss * len(chosen)
+        self._count += len(chosen)
+        if self.log is not None:
+            self.log.step(
+                epoch=number,
+                step=self.learning.steps_made,
+                rows=len(chosen),
+                loss=loss,
+                rate=rate,
+                seconds=time.perf_counter() - started,
+                means=self._means,
+            )
+
+    def take_shared(self, loaded: Tensors, number: int, chosen: Any) -> None:
+        """One step on a batch that several students are given, with signals as the cache calls them."""
+        self.take(self._rows.renamed(loaded), number, chosen)
+
+    def end_epoch(self) -> float:
+        """What `epoch` does after its last batch; the mean loss."""
         self.learning.flush()
-        return total / rows
+        return self._total / self._count
 
     def _update(self, loaded: Tensors, epoch: int, chosen: Any) -> float:
         """One step; its loss."""
@@ -120,7 +154,7 @@ class Fitting:
             return value
         with learning.autocast():
             tensors = learning.complete()
-            means = learning.means(tensors)
+            self._means = means = learning.means(tensors)
             loss = learning.loss(tensors, means)
         value = self._finite(loss, epoch, chosen)
         learning.descend(loss)

@@ -171,6 +171,11 @@ class Learning:
             return nullcontext()
         return torch.autocast(self.device.type, getattr(torch, precision))
 
+    @property
+    def rate(self) -> float:
+        """The learning rate of the step to come; NaN without an optimiser."""
+        return math.nan if self.optimizer is None else float(self.optimizer.param_groups[0]["lr"])
+
     def descend(self, loss: Tensor) -> None:
         """Down the loss: one step of the optimiser and of its schedule.
 

@@ -50,6 +50,16 @@ class Streams:
             yield chosen, self._joined(chosen, tensors, number, gone)
             gone += len(chosen)
 
+    def batch(self, number: int, chosen: Int64s, gone: int) -> Tensors:
+        """A batch of `epoch` once more: its rows, and how many rows came before it in that epoch."""
+        view = 1 if self._main.views == 0 else 1 + number % self._main.views
+        gone += (number - 1) * len(self.keys)
+        return self._joined(chosen, self._main.batch(chosen, view), number, gone)
+
+    def named(self, names: Mapping[str, str]) -> Streams:
+        """The same batches, with signals as another recipe calls them."""
+        return Streams(self._main, self._beside, seed=self._seed, names=names)
+
     def first(self, rows: int = 2) -> Tensors:
         """The first rows of each stream: what shapes are taken from."""
         chosen = np.arange(min(rows, len(self.keys)))
@@ -59,12 +69,12 @@ class Streams:
         rows = len(chosen)
         if not self._beside:
             marks = {INDEX: torch.from_numpy(chosen), MAIN: torch.ones(rows, dtype=torch.bool)}
-            return self._renamed({**main, **{f"batch.{n}": t for n, t in marks.items()}})
+            return self.renamed({**main, **{f"batch.{n}": t for n, t in marks.items()}})
         each = [main]
         for name, loader in self._beside.items():
             view = 1 if loader.views == 0 else 1 + epoch % loader.views
             each.append(loader.batch(self._drawn(name, len(loader.keys), gone, rows), view))
-        tensors = self._renamed(_together(each))
+        tensors = self.renamed(_together(each))
         owner = np.repeat(np.arange(len(each)), rows)
         index = np.full(len(owner), -1, np.int64)
         index[:rows] = chosen
@@ -89,7 +99,7 @@ class Streams:
             self._orders[name] = (turn, drawn.permutation(rows))
         return self._orders[name][1]
 
-    def _renamed(self, tensors: Tensors) -> Tensors:
+    def renamed(self, tensors: Tensors) -> Tensors:
         """`teacher.` names as the recipe has them."""
         if not self._names:
             return tensors

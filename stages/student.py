@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from stillroom.stages.fit import Fit
+from stillroom.stages.needs import Needs
 from stillroom.stages.recipe import Recipe
+from stillroom.stages.student_log import read_log
 from stillroom.stages.teachers.weights import file_weights
 from stillroom.storage.code import code_identity
 from stillroom.storage.files import read_json
@@ -49,6 +53,11 @@ class Student:
     """What its recipe's controller goes on from, such as the `state` in another student's record."""
     fit: Fit = field(default_factory=Fit)
     seed: int = 0
+    order: int | None = None
+    """The seed of the order of its batches; None: its `seed`. Students of one order share batches, so
+    that a sweep over seeds with order=0 gathers each batch once. Part of the identity."""
+    needs: Needs = field(default_factory=Needs)
+    """What the worker that trains it must have. Not part of the identity."""
     tokenizer: str | Path | None = None
     """Folder of the tokenizer behind its inputs. It must be that of each teacher of texts that its
     recipe reads, which is checked before anything trains; None checks nothing."""
@@ -90,6 +99,11 @@ class Student:
         return tuple(dict.fromkeys(self.signals.get(name, name) for name in self.recipe.reads))
 
     @property
+    def order_seed(self) -> int:
+        """What decides the order of its batches, and which rows of other streams they hold."""
+        return self.seed if self.order is None else self.order
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """Every split that it trains on, its own first."""
         streams = [self.beside[stream] for stream in self.recipe.streams]
@@ -114,6 +128,8 @@ class Student:
             "layers": dict(self.layers),
             "fit": self.fit.identity(),
             "seed": self.seed,
+            # Said only where it is not the seed, so that students trained before keep their identity.
+            **({"order": self.order} if self.order_seed != self.seed else {}),
             "libraries": {
                 "stillroom": importlib.metadata.version("stillroom"),
                 "torch": importlib.metadata.version("torch").split("+")[0],
@@ -150,6 +166,11 @@ class Record:
         """What evaluation measured after the last epoch."""
         metrics: Mapping[str, Any] = self.content["metrics"]
         return metrics
+
+    @property
+    def log(self) -> pa.Table:
+        """Every step of its training, as `StudentLog` says: loss, terms, rate, seconds, metrics."""
+        return read_log(self.folder)
 
     @property
     def weights(self) -> Path:

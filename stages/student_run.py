@@ -10,6 +10,7 @@ from stillroom.stages.checkpoint import load_checkpoint, save_checkpoint
 from stillroom.stages.evaluating import Evaluation
 from stillroom.stages.fitting import Fitting, TrainingError
 from stillroom.stages.loading import Loader
+from stillroom.stages.student_log import StudentLog
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -27,8 +28,15 @@ class StudentRun:
         folder: Path,
         digest: str,
         checkpoint_s: float,
+        until: int = 0,
+        board: Path | None = None,
     ) -> None:
-        """`digest` is the student's identity: a checkpoint of another one is not taken up."""
+        """`digest` is the student's identity: a checkpoint of another one is not taken up.
+
+        `until` is the epoch after which it pauses; 0 is its last one. `board` is the folder of an event
+        file for TensorBoard.
+        """
+        self._log = fitting.log = StudentLog(folder, fitting.student.recipe.terms, board)
         self.fitting, self._evaluation = fitting, evaluation
         self._held_out, self._validation = held_out, validation
         self._place, self._digest, self._every_s = folder / CHECKPOINT, digest, checkpoint_s
@@ -41,26 +49,65 @@ class StudentRun:
         """The weights of the last epoch, where another's are kept."""
         self.resumed = 0
         """The epoch after which it was taken up again."""
+        self.spent = 0.0
+        """Seconds of the epochs before."""
+        self._until = until
+        self._saved, self._stored = 0.0, 0
+        self.paused = False
+        """Whether it waits in its checkpoint for its further epochs."""
 
-    def run(self) -> None:
-        """Train to the end; what is kept is the last epoch's student, or the best one's."""
-        fit = self.fitting.student.fit
+    def begin(self) -> None:
+        """Take up the checkpoint, where there is one."""
         self._take_up()
-        saved = time.monotonic()
-        while self.epochs < fit.epochs and not self._waited_enough():
-            started = time.perf_counter()
-            loss = self.fitting.epoch(self.epochs + 1)
-            self.fit_seconds += time.perf_counter() - started
-            self.epochs += 1
-            if self.epochs % fit.evaluate_every == 0 or self.epochs == fit.epochs:
-                self._evaluate(loss)
-            if self.epochs < fit.epochs and time.monotonic() - saved >= self._every_s:
-                save_checkpoint(self._place, self._digest, self._state())
-                saved = time.monotonic()
+        self._log.take_up(self.epochs)
+        self._saved, self._stored = time.monotonic(), self.epochs
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another epoch is to come now."""
+        return not self._ended and not (self._until and self.epochs >= self._until)
+
+    def epoch_done(self, loss: float, seconds: float) -> None:
+        """After an epoch of the fitting: its mean loss, and the seconds that it took."""
+        fit = self.fitting.student.fit
+        self.fit_seconds += seconds
+        self.epochs += 1
+        evaluated = self.epochs % fit.evaluate_every == 0 or self.epochs == fit.epochs
+        if evaluated:
+            self._evaluate(loss)
+        self._log.epoch_done(self.fit_seconds, self.curve[-1] if evaluated else {})
+        if self.epochs < fit.epochs and time.monotonic() - self._saved >= self._every_s:
+            self._save()
+
+    def end(self) -> None:
+        """After the last epoch, or where it pauses; what is kept is the last epoch's student, or the
+        best one's."""
+        if not self._ended:
+            self.paused = True
+            if self._stored != self.epochs:
+                self._save()
+            self._log.close()
+            return
+        self._log.write()
+        self._log.close()
         if self.best and self.best["epoch"] != self.epochs:
             self.last = self.fitting.weights()["module"]
             self.fitting.load(self.best["weights"])
             self.metrics = self._measured(self._held_out)
+
+    @property
+    def _ended(self) -> bool:
+        return self.epochs >= self.fitting.student.fit.epochs or self._waited_enough()
+
+    def _save(self) -> None:
+        # The log first: what it has of later epochs is left out when it is taken up again.
+        self._log.write()
+        save_checkpoint(self._place, self._digest, self._state())
+        self._saved, self._stored = time.monotonic(), self.epochs
+
+    def leave(self) -> None:
+        """It failed: what it stored stays, and nothing more comes."""
+        self._log.close()
 
     def finish(self) -> None:
         """Remove the checkpoint, once the record is written."""
@@ -115,11 +162,18 @@ class StudentRun:
         state = load_checkpoint(self._place, self._digest)
         if state is None:
             return
-        self.fitting.learning.load_state_dict(state["learning"])
+        try:
+            self.fitting.learning.load_state_dict(state["learning"])
+        except (RuntimeError, ValueError, LookupError) as error:
+            raise TrainingError(
+                f"student {self.fitting.student.name!r}, seed {self.fitting.student.seed}: its checkpoint "
+                f"{self._place} is of another architecture, though what `build` says of itself is the "
+                f"same ({error}). Remove it to begin anew, or build what it was made with"
+            ) from error
         self.fitting.settings = state["settings"]
         self.epochs = self.resumed = state["epochs"]
         self.curve, self.metrics, self.best = state["curve"], state["metrics"], state["best"]
-        self.fit_seconds = state["fit seconds"]
+        self.fit_seconds = self.spent = state["fit seconds"]
 
 
 def _scalars(metrics: dict[str, Any]) -> dict[str, float]:

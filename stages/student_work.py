@@ -1,12 +1,10 @@
-"""One worker's part of training: student after student, each with its weights and its record."""
+"""One worker's part of training: what a group of students reads, each one's run, and what it leaves."""
 
 from __future__ import annotations
 
 import platform
-import resource
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +13,15 @@ from numpy.typing import NDArray
 
 from stillroom.stages.data.rows import Rows
 from stillroom.stages.evaluating import Evaluation
-from stillroom.stages.student import Student
+from stillroom.stages.student import Record, Student
 from stillroom.stages.views.replay import Replay
-from stillroom.storage.errors import StillroomError
-from stillroom.storage.files import write_atomic, write_json
+from stillroom.storage.errors import StillroomError, listed
 from stillroom.storage.reader import Reader
 from stillroom.storage.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from stillroom.stages.fitting import Fitting
     from stillroom.stages.loading import Loader
+    from stillroom.stages.streams import Streams
     from stillroom.stages.student_run import StudentRun
 
 
@@ -40,6 +37,23 @@ class StudentTask:
     def __str__(self) -> str:
         """For messages."""
         return f"student {self.student.name!r}, seed {self.student.seed}"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its record and its weights are there."""
+        return all((self.folder / file).exists() for file in ("record.json", "weights.safetensors"))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Students that one process trains in lockstep, as their batches are the same."""
+
+    tasks: tuple[StudentTask, ...]
+
+    def __str__(self) -> str:
+        """For messages."""
+        named = listed([f"{t.student.name}, seed {t.student.seed}" for t in self.tasks])
+        return str(self.tasks[0]) if len(self.tasks) == 1 else f"the students {named}"
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,10 @@ class StudentWork:
     """Arrays about no row, by the name that recipes have for them."""
     checkpoint_s: float = 60.0
     """Seconds between checkpoints; one is written at the end of an epoch."""
+    until: int = 0
+    """Students pause after this epoch, in a checkpoint and without a record; 0: they go to their end."""
+    tensorboard: Path | None = None
+    """Where each student's log is written as an event file too, in a folder `NAME-SEED` of it."""
 
     def __call__(self) -> StudentWorker:
         """Nothing is loaded before the first student."""
@@ -71,6 +89,7 @@ class StudentWorker:
         self._work = work
         self._readers: dict[tuple[str, ...], Reader] = {}
         self._replays: dict[tuple[Any, ...], Replay] = {}
+        self._loaders: dict[tuple[Any, ...], Loader] = {}
 
     def _reader(self, signals: tuple[str, ...]) -> Reader | None:
         if not signals:
@@ -95,21 +114,33 @@ class StudentWorker:
             )
         return self._replays[wanted]
 
-    def _loader(self, student: Student, split: str) -> Loader:
-        """What it reads of a split while training."""
+    def _loader(self, student: Student, split: str, columns: tuple[str, ...]) -> Loader:
+        """What it and those that share its batches read of a split while training."""
         from stillroom.stages.loading import Loader
 
-        cached = student.signals
-        return Loader(
-            self._work.rows,
-            self._work.splits[split],
-            student.columns,
-            self._reader(student.reads),
-            batch_size=student.fit.batch_size,
-            seed=student.seed,
-            replay=self._replay(student, split),
-            parts=[cached.get(name, name) for name in student.recipe.parts],
+        cached, fit = student.signals, student.fit
+        parts = tuple(cached.get(name, name) for name in student.recipe.parts)
+        wanted = (
+            split,
+            columns,
+            student.reads,
+            parts,
+            fit.batch_size,
+            fit.views,
+            student.order_seed,
         )
+        if wanted not in self._loaders:
+            self._loaders[wanted] = Loader(
+                self._work.rows,
+                self._work.splits[split],
+                columns,
+                self._reader(student.reads),
+                batch_size=fit.batch_size,
+                seed=student.order_seed,
+                replay=self._replay(student, split),
+                parts=parts,
+            )
+        return self._loaders[wanted]
 
     def _held_out(self, student: Student, split: str, evaluation: Evaluation) -> Loader:
         """What is read of a split on which it is measured or tuned."""
@@ -117,48 +148,61 @@ class StudentWorker:
 
         answer = student.recipe.answer
         asked = () if answer is None else answer.columns
-        return Loader(
-            self._work.rows,
-            self._work.splits[split],
-            tuple(dict.fromkeys((*student.inputs, *evaluation.columns, *asked))),
-            self._reader(evaluation.signals),
-            batch_size=1024,
-        )
+        columns = tuple(dict.fromkeys((*student.inputs, *evaluation.columns, *asked)))
+        if (wanted := (split, columns)) not in self._loaders:
+            self._loaders[wanted] = Loader(
+                self._work.rows,
+                self._work.splits[split],
+                columns,
+                self._reader(evaluation.signals),
+                batch_size=1024,
+            )
+        return self._loaders[wanted]
 
-    def __call__(self, task: StudentTask) -> dict[str, Any]:
-        """Train and evaluate, store the weights and then the record; return it.
+    def __call__(self, item: StudentTask | Group) -> Any:
+        """Train and evaluate; of each student its weights and then its record are stored. The record of
+        a student, or those of a group's in the order in which they ended.
 
-        A student that cannot be trained gives `failed`, which says why.
+        A student that cannot be trained gives `failed`, which says why; one that pauses gives the
+        epoch as `paused`, and its `curve`.
         """
         import torch
 
-        from stillroom.stages.fitting import TrainingError
+        from stillroom.stages.lockstep import train_in_lockstep
 
+        group = item if isinstance(item, Group) else Group((item,))
+        there = [Record.read(task.folder) for task in group.tasks if task.is_done]
+        said = [dict(record.content) for record in there]
         before = torch.get_num_threads()
         torch.set_num_threads(self._work.threads)
         try:
             # In the caller's own process its random numbers go on as if nothing had been trained.
             with torch.random.fork_rng(devices=[]):
-                return self._trained(task)
-        except TrainingError as error:
-            # Others go on; `train` says it at the end.
-            student = task.student
-            return {"student": student.name, "seed": student.seed, "failed": str(error)}
+                if left := [task for task in group.tasks if not task.is_done]:
+                    streams = self._streams([task.student for task in left])
+                    said += train_in_lockstep(self, left, streams)
         finally:
             torch.set_num_threads(before)
+        return said if isinstance(item, Group) else said[0]
 
-    def _trained(self, task: StudentTask) -> dict[str, Any]:
-        from stillroom.stages.fitting import Fitting
+    def _streams(self, students: Sequence[Student]) -> Streams:
+        """The batches of students that share them."""
         from stillroom.stages.streams import Streams
+
+        first = students[0]
+        columns = tuple(dict.fromkeys(name for s in students for name in s.columns))
+        beside = {s: self._loader(first, first.beside[s], columns) for s in first.recipe.streams}
+        main = self._loader(first, first.split, columns)
+        return Streams(main, beside, seed=first.order_seed)
+
+    def begin(self, task: StudentTask, streams: Streams) -> StudentRun:
+        """A student before its first epoch, or where its checkpoint left it."""
+        from stillroom.stages.fitting import Fitting
         from stillroom.stages.student_run import StudentRun
 
         student, work, evaluation = task.student, self._work, self._work.evaluation
-        started = time.perf_counter()
-        beside = {s: self._loader(student, student.beside[s]) for s in student.recipe.streams}
-        main = self._loader(student, student.split)
         tables = {name: work.tables[name] for name in student.recipe.tables}
-        streams = Streams(main, beside, seed=student.seed, names=student.signals)
-        fitting = Fitting(student, streams, tables=tables)
+        fitting = Fitting(student, streams.named(student.signals), tables=tables)
         asked = student.fit.watch or student.recipe.answer is not None
         run = StudentRun(
             fitting,
@@ -170,75 +214,39 @@ class StudentWorker:
             folder=task.folder,
             digest=task.digest,
             checkpoint_s=work.checkpoint_s,
+            until=work.until,
+            board=None
+            if work.tensorboard is None
+            else work.tensorboard / f"{student.name}-{student.seed}",
         )
-        run.run()
-        _store(task.folder, fitting, run)
-        rows = len(main.keys)
-        record = {
-            "student": student.name,
-            "seed": student.seed,
-            "digest": task.digest,
-            "identity": dict(task.identity),
+        run.begin()
+        return run
+
+    def end(
+        self, task: StudentTask, run: StudentRun, seconds: float, together: int
+    ) -> dict[str, Any]:
+        """Store what a student that has ended leaves, and say it; or that it pauses."""
+        from stillroom.stages.student_record import store_student
+
+        run.end()
+        student, work = task.student, self._work
+        if run.paused:
+            return {
+                "student": student.name,
+                "seed": student.seed,
+                "digest": task.digest,
+                "paused": run.epochs,
+                "curve": run.curve,
+                "fit_seconds": run.fit_seconds,
+            }
+        rows = len(work.splits[student.split])
+        more = {
             "snapshot": work.snapshot.number if work.snapshot and student.reads else None,
-            "recipe": student.recipe.name,
-            "terms": [repr(term) for term in student.recipe.terms],
-            "reads": list(student.reads),
-            "split": student.split,
             "rows": rows,
             **({"asked_rows": work.asked[student.split]} if student.split in work.asked else {}),
-            **({"beside": dict(student.beside)} if beside else {}),
-            **({"answer": fitting.settings} if student.recipe.answer is not None else {}),
-            **({"state": _plain(fitting.learning.state)} if fitting.learning.state else {}),
-            "fit": asdict(student.fit),
-            "parameters": sum(p.numel() for p in fitting.module.parameters()),
-            "metrics": run.metrics,
-            "curve": run.curve,
-            "epochs": run.epochs,
-            **({"best_epoch": run.best["epoch"]} if run.best else {}),
-            **({"resumed_after_epoch": run.resumed} if run.resumed else {}),
-            "fit_seconds": run.fit_seconds,
-            "rows_per_second": rows * (run.epochs - run.resumed) / max(run.fit_seconds, 1e-9),
-            "seconds": time.perf_counter() - started,
-            "peak_memory_bytes": _peak_memory(),
+            **({"together": together} if together > 1 else {}),
+            "rows_per_second": rows * run.epochs / max(run.fit_seconds, 1e-9),
+            "seconds": seconds + run.spent,
             "machine": f"{platform.system()} {platform.machine()}, {work.threads} thread(s)",
         }
-        write_json(task.folder / "record.json", record)
-        run.finish()
-        return record
-
-
-def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What the recipe's controller ended with: the next round of a student can begin there."""
-    return {name: value.tolist() for name, value in state.items()}
-
-
-def _peak_memory() -> int:
-    """Of this process so far, and of its GPU where it has one."""
-    import torch
-
-    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + on_gpu
-
-
-def _store(folder: Path, fitting: Fitting, run: StudentRun) -> None:
-    """The student's weights, those of its last epoch where others are kept, their moving average, and
-    the heads that inference needs."""
-    from safetensors.torch import save
-
-    learning = fitting.learning
-    kept = [head.name for head in fitting.student.recipe.heads if head.kept]
-    heads = {
-        f"{name}.{key}": tensor
-        for name in kept
-        for key, tensor in learning.heads[name].state_dict().items()
-    }
-    files = {
-        "heads": heads,
-        "average": learning.average,
-        "last": run.last,
-        "weights": fitting.module.state_dict(),
-    }
-    for name, state in files.items():
-        if state or name == "weights":
-            cpu = {n: t.detach().cpu().clone().contiguous() for n, t in state.items()}
-            write_atomic(folder / f"{name}.safetensors", [save(cpu)])
+        return store_student(task, run, more)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.stages.available import Available, available_rows
-from stillroom.stages.data.rows import Rows, require_columns
+from stillroom.stages.data.rows import Rows
 from stillroom.stages.evaluating import Evaluation
 from stillroom.stages.events import (
     Listen,
@@ -23,18 +23,12 @@ from stillroom.stages.events import (
     ignore,
 )
 from stillroom.stages.mapper import Mapper
+from stillroom.stages.placing import placed_students
 from stillroom.stages.reading import Reading
 from stillroom.stages.student import Record, Student
 from stillroom.stages.student_work import StudentTask, StudentWork
-from stillroom.stages.views.replay import base_columns
+from stillroom.stages.train_checks import check_students, require_tables
 from stillroom.storage.code import code_identity
-from stillroom.storage.errors import (
-    NotACacheError,
-    RowsError,
-    UnknownSignalError,
-    listed,
-    nearest,
-)
 from stillroom.storage.identity import digest
 from stillroom.storage.keys import KeyList, as_keys
 from stillroom.storage.snapshot import Snapshot
@@ -77,8 +71,8 @@ def plan_train(
     changed since they were taught, ValueError for two different students of one name and seed,
     IdentityError for a student's tokenizer that is not its teacher's.
     """
-    _check(students, rows, snapshot, splits, evaluation)
-    _require_tables(students, tables)
+    check_students(students, rows, snapshot, splits, evaluation)
+    require_tables(students, tables)
     reading = Reading(
         rows, snapshot, _there(students, snapshot, splits, evaluation, available).splits
     )
@@ -120,8 +114,7 @@ def plan_train(
         name = digest(identity)
         place = folder / f"{student.name}-{student.seed}-{name[:12]}"
         task = StudentTask(student, identity, name, place)
-        whole = all((place / file).exists() for file in ("record.json", "weights.safetensors"))
-        (fresh if whole else stale).append(task)
+        (fresh if task.is_done else stale).append(task)
     return TrainPlan(tuple(stale), tuple(fresh))
 
 
@@ -138,6 +131,8 @@ def train(
     tables: Mapping[str, NDArray[Any]] = MappingProxyType({}),
     threads: int = 1,
     checkpoint_s: float = 60.0,
+    together: bool = True,
+    tensorboard: str | Path | None = None,
     listen: Listen = ignore,
 ) -> list[Record]:
     """Train every student that has no record yet; return all records in the order given.
@@ -152,7 +147,16 @@ def train(
 
     Every `checkpoint_s` seconds, at the end of an epoch, a student's training is stored; one that was
     killed goes on from there, bit for bit on a CPU. A student that cannot be trained (a loss that is no
-    number, a term that does not fit) ends alone: the others are trained, then TrainingError says it.
+    number, a term that does not fit, too little memory for it alone) ends alone: the others are trained,
+    then TrainingError says it.
+
+    Students whose batches are the same (rows, signals, batch size, views and `Student.order`) are trained
+    `together`: one process gathers each batch once and every student makes its step on it, to the same
+    bits as alone on a CPU. They are put into as few groups as keep the runner's workers busy, and on
+    workers that have what they need (`Student.needs`).
+
+    Every step is in the student's `log.parquet` (`Record.log`); with `tensorboard`, a folder, the same
+    numbers are in event files below it, a folder `NAME-SEED` for each student (extra `tensorboard`).
 
     `threads` is for each worker; results depend on it only through the order of sums. Raises what
     `plan_train` does, and TrainingError for a loss that is no number.
@@ -170,13 +174,16 @@ def train(
     for name, asked in there.asked.items():
         assert snapshot is not None
         listen(RowsAwaited(name, len(there.splits[name]), asked, snapshot.number))
-    # Opened anew: what planning read of it need not be sent to the workers.
-    own = None if snapshot is None else Snapshot(snapshot.cache, snapshot.number)
-    work = StudentWork(
-        rows, own, there.splits, evaluation, threads, there.asked, tables, checkpoint_s
-    )
     failed: list[str] = []
-    for record in runner.map(work, plan.stale):
+    for record in train_tasks(
+        plan.stale,
+        *(rows, snapshot, there, evaluation, runner),
+        tables=tables,
+        threads=threads,
+        checkpoint_s=checkpoint_s,
+        together=together,
+        tensorboard=tensorboard,
+    ):
         if "failed" in record:
             failed.append(record["failed"])
             listen(StudentFailed(record["student"], record["seed"], record["failed"]))
@@ -193,6 +200,33 @@ def train(
     return [Record.read(places[id(student)]) for student in students]
 
 
+def train_tasks(
+    tasks: Sequence[StudentTask],
+    rows: Rows,
+    snapshot: Snapshot | None,
+    there: Available,
+    evaluation: Evaluation,
+    runner: Mapper,
+    *,
+    tables: Mapping[str, NDArray[Any]],
+    threads: int,
+    checkpoint_s: float,
+    until: int = 0,
+    together: bool = True,
+    tensorboard: str | Path | None = None,
+) -> Iterator[Mapping[str, Any]]:
+    """What the workers say of each student as it ends: its record, `failed`, or, where it stops for now
+    after epoch `until` in its checkpoint, `paused` and its `curve`."""
+    # Opened anew: what planning read of it need not be sent to the workers.
+    own = None if snapshot is None else Snapshot(snapshot.cache, snapshot.number)
+    board = None if tensorboard is None else Path(tensorboard)
+    work = StudentWork(
+        *(rows, own, there.splits, evaluation, threads, there.asked, tables, checkpoint_s, until),
+        tensorboard=board,
+    )
+    yield from placed_students(runner, work, tasks, together=together)
+
+
 def _there(
     students: Sequence[Student],
     snapshot: Snapshot | None,
@@ -205,83 +239,3 @@ def _there(
     if not available:
         return Available(keys)
     return available_rows(students, keys, evaluation, snapshot)
-
-
-def _check(
-    students: Sequence[Student],
-    rows: Rows,
-    snapshot: Snapshot | None,
-    splits: Mapping[str, KeyList],
-    evaluation: Evaluation,
-) -> None:
-    """Everything that can be known to be wrong before the first student trains."""
-    seen: set[tuple[str, int]] = set()
-    for student in students:
-        if (student.name, student.seed) in seen:
-            raise ValueError(
-                f"two students are called {student.name!r} with seed {student.seed}; give each its name"
-            )
-        seen.add((student.name, student.seed))
-        columns = base_columns(student.columns) if student.fit.views else student.columns
-        require_columns(rows, columns, f"student {student.name!r}")
-        _require_signals(student.reads, snapshot, f"recipe {student.recipe.name!r}")
-        _require_tokenizer(student, snapshot)
-        if student.fit.views and snapshot is None:
-            raise NotACacheError(
-                f"student {student.name!r} trains on views, which are replayed from a cache; give "
-                "train() the snapshot that teach() returned"
-            )
-        for split in (*student.splits, *([student.validation] * bool(student.validation))):
-            if split not in splits:
-                raise RowsError(f"no split {split!r}; {nearest(split, splits)}")
-    require_columns(rows, evaluation.columns, "the evaluation")
-    _require_signals(evaluation.signals, snapshot, "the evaluation")
-    if evaluation.split not in splits:
-        raise RowsError(f"no split {evaluation.split!r}; {nearest(evaluation.split, splits)}")
-
-
-def _require_tables(students: Sequence[Student], tables: Mapping[str, NDArray[Any]]) -> None:
-    for student in students:
-        for name in student.recipe.tables:
-            if name not in tables:
-                raise ValueError(
-                    f"student {student.name!r}: recipe {student.recipe.name!r} reads table.{name}, an "
-                    f"array about no row; give it to train(): tables={{{name!r}: array}}"
-                )
-
-
-def _require_tokenizer(student: Student, snapshot: Snapshot | None) -> None:
-    if student.tokenizer is None or snapshot is None or not student.reads:
-        return
-    from stillroom.stages.teachers.huggingface.agreement import require_tokenizer_of
-
-    teachers = {}
-    for name in student.reads:
-        source = snapshot.sources[snapshot.find(name)[0]]
-        teachers[source.teacher] = "tokenizer" in snapshot.identity(name)
-    # Others read no texts; where none does, the first says so.
-    for teacher in [t for t, reads_texts in teachers.items() if reads_texts] or list(teachers)[:1]:
-        require_tokenizer_of(snapshot, teacher, student.tokenizer)
-
-
-def _require_signals(signals: Sequence[str], snapshot: Snapshot | None, who: str) -> None:
-    if signals and snapshot is None:
-        raise NotACacheError(
-            f"{who} reads {', '.join(signals)} of a teacher; give train() the snapshot that teach() "
-            "returned"
-        )
-    for name in signals:
-        assert snapshot is not None
-        try:
-            snapshot.find(name)
-        except UnknownSignalError as error:
-            if same := [n for n in snapshot.signals if n.endswith(f"/{name}")]:
-                raise UnknownSignalError(
-                    f"{who} reads {name!r}, and several teachers give one: {listed(same)}. Name the "
-                    f"one that is meant: Student(signals={{{name!r}: {same[0]!r}}})"
-                ) from None
-            layers = f"layers={{..., {name!r}: 'module.name'}}"
-            raise UnknownSignalError(
-                f"{who} reads {name!r}: {error}. To make it, run teach() with a teacher that gives it: "
-                f"ModuleTeacher(..., {layers})"
-            ) from None

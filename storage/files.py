@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,11 +64,42 @@ def store_errors(path: Path, need_bytes: int = 0) -> Iterator[None]:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes free for this user where the path lies, or will lie."""
+    """Bytes free for this user where the path lies, or will lie; within `limited` also of the limit."""
     folder = path
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free
+    for root, limit in tuple(_limits.items()):
+        if path.resolve().is_relative_to(root):
+            free = min(free, max(limit - taken_bytes(root), 0))
+    return free
+
+
+_limits: dict[Path, int] = {}
+
+
+@contextmanager
+def limited(folder: Path, limit: int | None) -> Iterator[None]:
+    """While the block runs, this process takes a folder to be full once it holds that many bytes, as
+    under a quota that the disk does not tell of; None: no limit."""
+    root = folder.resolve()
+    if limit is None:
+        yield
+        return
+    _limits[root] = limit
+    try:
+        yield
+    finally:
+        del _limits[root]
+
+
+def taken_bytes(folder: Path) -> int:
+    """Bytes of the disk that the files below a folder take, as a quota counts them."""
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # removed meanwhile
+            total += file.lstat().st_blocks * 512
+    return total
 
 
 def crc32c(buffers: Iterable[Buffer]) -> int:
@@ -149,6 +181,15 @@ def json_bytes(value: Any) -> bytes:
     """A JSON value as the files of a cache spell it."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with None for NaN and infinity, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def with_checksum(value: dict[str, Any]) -> dict[str, Any]:

@@ -34,23 +34,33 @@ def students(
     from stillroom.storage.cache import Cache
     from stillroom.workflows import students as known
 
-    records = known.records_below(folder)
+    records, stopped = known.records_below(folder), known.stopped_below(folder)
     if best is not None:
         found = known.best(records, best)
         said = {"student": found.name, "seed": found.seed, "weights": str(found.weights)}
         print(json.dumps(said) if as_json else found.weights)
     elif show is not None:
-        chosen = [dict(record.content) for record in known.named(records, show)]
+        chosen = [dict(each.content) for each in stopped if each.name == show]
+        if not chosen or any(record.name == show for record in records):
+            chosen += [dict(record.content) for record in known.named(records, show)]
         print(json.dumps(chosen, indent=2, ensure_ascii=False))
     elif compare is not None:
         print("\n".join(known.difference_lines(records, *compare)))
     else:
         lines = known.summary(records)
-        costs = None if cache is None else known.ledger(records, Cache(cache))
+        costs = None if cache is None else known.ledger(records, Cache(cache), stopped)
+        early = [dict(each.content) for each in stopped]
         if as_json:
-            print(json.dumps({"students": lines, "ledger": costs}, indent=2, ensure_ascii=False))
+            print(
+                json.dumps(
+                    {"students": lines, "ledger": costs, "stopped": early},
+                    indent=2,
+                    ensure_ascii=False,
+                )
+            )
         else:
             _print_table(lines)
+            print("".join(f"{known.stopped_line(each)}\n" for each in stopped), end="")
             if costs is not None:
                 print("\n".join(_ledger_lines(costs)))
 
@@ -84,6 +94,10 @@ def _ledger_lines(costs: Mapping[str, Any]) -> list[str]:
         f"({costs['teaching_seconds']:.1f} s with encoding and writing)",
         f"students: {costs['student_seconds']:.1f} s for {costs['trainings']} trainings",
     ]
+    if costs["stopped"]:
+        said.append(
+            f"stopped early: {costs['stopped_seconds']:.1f} s for {costs['stopped']} students"
+        )
     if costs["online_teacher_seconds"] is not None:
         said.append(
             f"the teacher inside every training would have been {costs['online_teacher_seconds']:.1f} s "

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stillroom.stages.halving import Stopped
 from stillroom.stages.plans.estimating import break_even
+from stillroom.stages.race import STOPPED
 from stillroom.stages.student import Record
 from stillroom.storage.cache import Cache
 from stillroom.storage.errors import GARBLED, StillroomError, nearest
@@ -33,6 +35,31 @@ def records_below(folder: Path) -> list[Record]:
             f"no trained student below {folder}; give the folder of a run, or that of train()"
         )
     return sorted(found, key=lambda record: (record.name, record.seed))
+
+
+def stopped_below(folder: Path) -> list[Stopped]:
+    """Students that were stopped early and not trained to their end since, by name and seed."""
+    found = []
+    for place in sorted(folder.rglob(STOPPED)):
+        if (place.parent / "record.json").exists():
+            continue
+        try:
+            stopped = Stopped.read(place.parent)
+            _ = stopped.name, stopped.seed, stopped.epoch, stopped.value
+            _ = stopped.content["watch"], stopped.content["by"], stopped.content["epochs"]
+        except (StillroomError, *GARBLED):
+            continue  # some other tool's
+        found.append(stopped)
+    return sorted(found, key=lambda stopped: (stopped.name, stopped.seed))
+
+
+def stopped_line(stopped: Stopped) -> str:
+    """Where a student was stopped, and by what."""
+    said = stopped.content
+    return (
+        f"{stopped.name}, seed {stopped.seed}: stopped after epoch {stopped.epoch} of {said['epochs']}, "
+        f"{said['watch'].removeprefix('-')} {stopped.value:.4f}, by {said['by']}"
+    )
 
 
 def named(records: Sequence[Record], name: str) -> list[Record]:
@@ -69,8 +96,8 @@ def _metrics(records: Sequence[Record]) -> dict[str, list[float]]:
     """The numbers that every one of them has."""
     common = [
         name
-        for name, value in records[0].metrics.items()
-        if isinstance(value, float) and all(name in record.metrics for record in records)
+        for name in records[0].metrics
+        if all(isinstance(record.metrics.get(name), float) for record in records)
     ]
     return {name: [float(record.metrics[name]) for record in records] for name in common}
 
@@ -90,20 +117,26 @@ def best(records: Sequence[Record], metric: str) -> Record:
     return max(having, key=lambda record: sign * record.metrics[name])
 
 
-def ledger(records: Sequence[Record], cache: Cache) -> dict[str, Any]:
+def ledger(
+    records: Sequence[Record], cache: Cache, stopped: Sequence[Stopped] = ()
+) -> dict[str, Any]:
     """What the teachers cost once and would have cost inside every training; all of it measured.
 
     A teacher's seconds are those noted with its shards, of all rows that it ever answered for; a
-    student that reads it goes through `rows * epochs` rows. `students` is N*: from how many such
-    trainings on (their mean) the cache is the cheaper way. None where nothing was measured.
+    student that reads it goes through its rows in each epoch that it made. `students` is N*: from how
+    many such trainings on (their mean) the cache is the cheaper way. None where nothing was measured. Of
+    students that were stopped early only their own seconds are counted.
     """
     inside, whole, rows = 0.0, 0.0, 0
+    loads = set()  # every shard notes how long its worker took to load the teacher
     for place in sorted(Path(str(cache.path)).glob("segments/*/made/[0-9]*.json")):
         made = read_json(place)
         inside, whole = inside + float(made["teacher_seconds"]), whole + float(made["seconds"])
         rows += int(made["rows"])
+        loads.add((place.parent, float(made.get("load_seconds") or 0.0)))
+    whole += sum(seconds for _, seconds in loads)
     reading = [record for record in records if record.content["reads"]]
-    visits = sum(int(r.content["rows"]) * int(r.content["fit"]["epochs"]) for r in reading)
+    visits = sum(int(r.content["rows"]) * int(r.content["epochs"]) for r in reading)
     online = inside / rows * visits if rows else None
     each = online / len(reading) if online is not None and reading else None
     return {
@@ -112,6 +145,8 @@ def ledger(records: Sequence[Record], cache: Cache) -> dict[str, Any]:
         "teacher_rows": rows,
         "student_seconds": sum(float(record.content["seconds"]) for record in records),
         "trainings": len(records),
+        "stopped_seconds": sum(float(each.content.get("fit_seconds", 0.0)) for each in stopped),
+        "stopped": len(stopped),
         "rows_read": visits,
         "online_teacher_seconds": online,
         "students": None if each is None else break_even(whole, each, 0.0),

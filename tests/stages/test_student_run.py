@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -18,13 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from stillroom.stages import Controller, Fit, Recipe, term
+from stillroom.stages import Controller, Evaluation, Fit, Recipe, term
 from stillroom.stages.checkpoint import load_checkpoint, save_checkpoint
 from stillroom.stages.events import StudentFailed
 from stillroom.stages.fitting import Fitting, TrainingError
 from stillroom.stages.objectives.logits import kl
 from stillroom.stages.student_run import CHECKPOINT
 from stillroom.storage import Snapshot
+from stillroom.workflows.students import summary
 from tests.stages.builders import SPLITS, Heard, data, network, pupil, student, taught, trained
 
 HELD = {**SPLITS, "held": SPLITS["train"][30:]}
@@ -223,6 +225,18 @@ def test_a_student_that_fails_ends_alone(tmp_path: Path, snapshot: Snapshot) -> 
     assert [e.name for e in heard.events if isinstance(e, StudentFailed)] == ["wild"]
     (calm,) = trained(tmp_path, students[1:], snapshot, listen=heard)
     assert calm.metrics["accuracy"] > 0
+
+
+def unsure(tensors: Any) -> dict[str, Any]:
+    """A metric that is no number, as the F1 of a class that no row has."""
+    return {"accuracy": 0.5, "f1": math.nan, "bins": [{"share": math.inf}]}
+
+
+def test_a_metric_that_is_no_number_costs_no_training(tmp_path: Path, snapshot: Snapshot) -> None:
+    (record,) = trained(tmp_path, [student()], snapshot, evaluation=Evaluation("test", unsure))
+    assert record.metrics == {"accuracy": 0.5, "f1": None, "bins": [{"share": None}]}
+    (line,) = summary([record])
+    assert list(line["metrics"]) == ["accuracy"]
 
 
 KILLED = """
