@@ -28,6 +28,7 @@ from stillroom.workflows.caring import mend
 from stillroom.workflows.digits_data import TRAIN_ROWS, digits_file, digits_rows, digits_splits
 from stillroom.workflows.digits_models import CNN_FEATURE, MLP_FEATURE, cnn, mlp
 from stillroom.workflows.digits_report import report
+from stillroom.workflows.exporting import export_wanted
 from stillroom.workflows.plan_words import plan_options, preview_of
 
 ROSTER = (
@@ -74,7 +75,11 @@ def digits(
     care = {"audit": audit_digits, "repair": repair_digits}
     shown = partial(preview_teach, epochs=epochs)
     second = Step("teach", teach_digits, {}, (first,), data, shown, care)
-    third = Step("students", train_students, taught, (second,), data, preview=preview_students)
+    third = Step(
+        *("students", train_students, taught, (second,), data),
+        preview=preview_students,
+        actions={"export": export_digits},
+    )
     return [Step("report", report, {"epochs": epochs}, (first, second, third))]
 
 
@@ -215,3 +220,10 @@ def preview_students(
     if not plan.stale:
         return ""
     return f"{len(plan.stale)} trainings without a record: {', '.join(plan.names)}"
+
+
+def export_digits(
+    run: Run, inputs: Mapping[str, Result], *, names: list[str], epochs: int, seeds: int
+) -> Result:
+    """Write one trained student as inference needs it."""
+    return export_wanted(run, students(names, epochs, seeds), **_training(run, inputs))
