@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 NONE = "\N{EM DASH}"
@@ -49,6 +50,19 @@ def amount(value: float | None) -> str:
     return f"{value:.1f} TB"
 
 
+def bytes_of(text: str) -> int | None:
+    """Bytes of a size such as 500 MB, 1.5GB or 4096; None of what is none.
+
+    >>> bytes_of("1.5GB"), bytes_of("500 kB"), bytes_of("4096"), bytes_of("much")
+    (1500000000, 500000, 4096, None)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([kKMGT]?)B?", text.strip())
+    if found is None:
+        return None
+    unit: int = 1000 ** " KMGT".index(found[2].upper() or " ")
+    return round(float(found[1]) * unit)
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as milliseconds, seconds, minutes or hours, to about three figures."""
     if seconds is None or _absent(seconds):
@@ -65,5 +79,10 @@ def times(ratio: float) -> str:
     return f"{ratio:.1f} times" if ratio < 100 else f"{ratio:,.0f} times"
 
 
+def finite(value: float | None) -> bool:
+    """Whether there is a number, and it is neither infinite nor NaN."""
+    return value is not None and math.isfinite(value)
+
+
 def _absent(value: float | None) -> bool:
-    return value is None or not math.isfinite(value)
+    return not finite(value)
