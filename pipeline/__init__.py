@@ -1,7 +1,7 @@
 """How steps are identified, planned, run and resumed: runners, steps, execution."""
 
 from stillroom.pipeline.events import WorkerLost, WorkersAwaited, WorkersChanged
-from stillroom.pipeline.execute import act, execute, plan
+from stillroom.pipeline.execute import StepFound, act, execute, execute_step, plan
 from stillroom.pipeline.ray_dask import dask_on_ray
 from stillroom.pipeline.ray_runner import RayRunner
 from stillroom.pipeline.runner import LocalRunner, Runner, RunnerError
@@ -16,6 +16,7 @@ __all__ = [
     "Runner",
     "RunnerError",
     "Step",
+    "StepFound",
     "Stop",
     "Stopped",
     "WorkerLost",
@@ -24,6 +25,7 @@ __all__ = [
     "act",
     "dask_on_ray",
     "execute",
+    "execute_step",
     "plan",
     "stopping",
 ]

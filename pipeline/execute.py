@@ -27,6 +27,13 @@ class StepStarted:
 
 
 @dataclass(frozen=True)
+class StepFound:
+    """The step that runs, one that looks by itself, found something to do, because `why`."""
+
+    why: str
+
+
+@dataclass(frozen=True)
 class StepFinished:
     """A step is done; `fresh` when nothing had to be computed."""
 
@@ -106,31 +113,47 @@ def _same(one: Step, other: Step) -> bool:
 def execute(steps: Sequence[Step], run: Run) -> dict[str, Result]:
     """Run what is stale and return every step's result by name.
 
-    Events: StepStarted and StepFinished to `run.listen`, and what the steps themselves send. An
+    Events: StepStarted and StepFinished to `run.listen`, and what the steps themselves send
+    (StepFound, for one). An
     exception of a step ends the run, and so does Stopped before the next step once an end was asked
     for; what earlier steps did is kept.
     """
     results: dict[str, Result] = {}
     for step in ordered(steps):
-        run.stop.require()
         inputs = {needed.name: results[needed.name] for needed in step.needs}
-        now = step_identity(step, inputs)
-        known = _record(run, step)
-        why = _why(known, now, run, step, inputs)
-        started = time.perf_counter()
-        if not why and step.preview is None and known is not None:
-            results[step.name] = known["result"]
-            run.listen(StepFinished(step.name, True, 0.0, known["result"]))
-            continue
-        run.listen(StepStarted(step.name, why))
-        result = plain_result(step, step.function(run, inputs, **step.settings))
-        results[step.name] = result
-        fresh = not why and known is not None and known["result"] == result
-        if not fresh:
-            write_json(_place(run, step), {"identity": now, "result": result})
-        seconds = time.perf_counter() - started
-        run.listen(StepFinished(step.name, fresh, seconds, result))
+        results[step.name] = _executed(step, run, inputs)
     return results
+
+
+def execute_step(step: Step, run: Run) -> Result:
+    """Run one step if it is stale, on what the steps that it needs left in the run's folder.
+
+    For schedulers that call steps one by one; events and errors as of `execute`. WorkflowError when a
+    step that is needed never ran there.
+    """
+    return _executed(step, run, _recorded_inputs(step, run))
+
+
+def _executed(step: Step, run: Run, inputs: Mapping[str, Result]) -> Result:
+    run.stop.require()
+    now = step_identity(step, inputs)
+    known = _record(run, step)
+    why = _why(known, now, run, step, inputs)
+    started = time.perf_counter()
+    if not why and step.preview is None and known is not None:
+        kept: Result = known["result"]
+        run.listen(StepFinished(step.name, True, 0.0, kept))
+        return kept
+    if words := _of_another(known, run, step, why):
+        raise WorkflowError(words)
+    run.listen(StepStarted(step.name, why))
+    result = plain_result(step, step.function(run, inputs, **step.settings))
+    fresh = not why and known is not None and known["result"] == result
+    if not fresh:
+        by = {"flow": run.flow} if run.flow else {}
+        write_json(_place(run, step), {"identity": now, "result": result, **by})
+    run.listen(StepFinished(step.name, fresh, time.perf_counter() - started, result))
+    return result
 
 
 def plan(steps: Sequence[Step], run: Run) -> Iterator[StepPlan]:
@@ -145,7 +168,9 @@ def plan(steps: Sequence[Step], run: Run) -> Iterator[StepPlan]:
         else:
             inputs = {needed.name: results[needed.name] for needed in step.needs}
             why = _why(known, step_identity(step, inputs), run, step, inputs)
-            if step.preview is not None:
+            if words := _of_another(known, run, step, why):
+                shown = Preview(why, refused=words)
+            elif step.preview is not None:
                 # What it would compute says more; without it the step runs all the same.
                 said = step.preview(run, inputs, **step.settings)
                 shown = Preview(said) if isinstance(said, str) else said
@@ -172,14 +197,40 @@ def act(steps: Sequence[Step], run: Run, name: str) -> dict[str, Result]:
         )
     done = {}
     for step in acting:
-        records = {needed.name: _record(run, needed) for needed in step.needs}
-        if _record(run, step) is None or None in records.values():
-            raise WorkflowError(
-                f"step {step.name!r} never ran in {run.folder}; run the workflow first"
-            )
-        inputs = {needed: record["result"] for needed, record in records.items() if record}
+        if _record(run, step) is None:
+            raise _never_ran(step, run)
+        inputs = _recorded_inputs(step, run)
         done[step.name] = plain_result(step, step.actions[name](run, inputs, **step.settings))
     return done
+
+
+def _of_another(known: Result | None, run: Run, step: Step, why: str) -> str:
+    """Why a step must not run here, in words: another workflow, which is still there, has one of its
+    name in the folder that is not this one. They would undo each other's work at every run."""
+    other = (known or {}).get("flow", "")
+    if not why or not run.flow or other in ("", run.flow):
+        return ""
+    if Path(other).is_absolute() and not Path(other).exists():
+        return ""  # this workflow was moved or renamed
+    return (
+        f"step {step.name!r} of {run.folder} belongs to another workflow, {other}, and is another step "
+        f"there ({why}); nothing was computed. Give one of the two a folder of its own with --out, or "
+        f"rename the step; where {run.flow} is to replace the other one, remove "
+        f"{run.folder / 'steps'}: caches and students are found again"
+    )
+
+
+def _recorded_inputs(step: Step, run: Run) -> dict[str, Result]:
+    """Results of what it needs, by name, as they were left; WorkflowError when one never was."""
+    records = {needed.name: _record(run, needed) for needed in step.needs}
+    for needed in step.needs:
+        if records[needed.name] is None:
+            raise _never_ran(needed, run)
+    return {name: record["result"] for name, record in records.items() if record}
+
+
+def _never_ran(step: Step, run: Run) -> WorkflowError:
+    return WorkflowError(f"step {step.name!r} never ran in {run.folder}; run the workflow first")
 
 
 def _place(run: Run, step: Step) -> Path:

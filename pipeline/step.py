@@ -34,6 +34,8 @@ class Run:
     listen: Callable[[Any], None] = ignore
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the caller wants of previews, by name; each looks for those that it knows."""
+    flow: str = ""
+    """The workflow's file (absolute) or name; steps note whose they are. Empty: they do not."""
     stop: Stop = field(default_factory=Stop)
     """Once an end was asked for, no further step begins; the runner has the same one."""
 

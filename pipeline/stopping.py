@@ -87,11 +87,11 @@ class Until(Generic[Item]):
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
+def stopping(stop: Stop | None = None) -> Iterator[Stop]:
     """While the block runs, one Ctrl-C or SIGTERM asks for an end and says so, a second one raises
     KeyboardInterrupt. In a thread that is not the main one signals are left as they are.
     """
-    stop = Stop()
+    stop = stop or Stop()
 
     def hear(number: int, frame: object) -> None:
         if stop.asked:

@@ -15,9 +15,11 @@ from typing import Annotated, Any
 
 import typer
 
+from stillroom.workflows.export_commands import export
 from stillroom.workflows.flow_command import Config, FlowCommand, Sets, arguments_of
 from stillroom.workflows.looking import register as register_looking
 from stillroom.workflows.recipe_commands import prove, recipes_app
+from stillroom.workflows.reporting.command import register as register_reporting
 from stillroom.workflows.schedules.commands import register as register_schedules
 from stillroom.workflows.student_commands import students
 
@@ -38,9 +40,11 @@ app.add_typer(recipes_app, name="recipes")
 app.command()(prove)
 app.command()(students)
 register_looking(app)
+register_reporting(app)
 register_schedules(app)
 
 _FLOW = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command("export", context_settings=_FLOW, cls=FlowCommand)(export)
 Out = Annotated[
     Path | None, typer.Option("--out", help="Folder for everything; out/NAME if not given.")
 ]
@@ -56,6 +60,12 @@ Address = Annotated[
     str | None, typer.Option(help="A running Ray cluster's HOST:PORT; auto: the one on this host.")
 ]
 Where = Annotated[str, typer.Argument(help="A cache's folder, or its URL (s3://bucket/prefix).")]
+Limit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="What the folder for outputs may hold, such as 20GB: a quota."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 
 
@@ -88,6 +98,7 @@ def run(
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for another run in the same folder.")
     ] = 0,
+    limit: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Run a workflow: compute what is stale, nothing else.
@@ -97,13 +108,14 @@ def run(
     Ctrl-C once finishes what is in hand, twice stops at once; run again to go on.
     """
     from stillroom.workflows.pools import pool_settings, workers_of
-    from stillroom.workflows.running import InterruptedRunError, Running, run_workflow
+    from stillroom.workflows.running import InterruptedRunError, Running, limit_of, run_workflow
     from stillroom.workflows.schedules.commands import run_arguments, state_folder
     from stillroom.workflows.schedules.recording import recorded
 
     arguments = arguments_of(context, config, sets)
     pool = pool_settings(resource or (), cpus, gpus, worker_wait)
     how = Running(out, workers_of(workers), address, as_json, events, tensorboard, pool)
+    how = replace(how, limit=limit_of(limit))
     said = run_arguments(flow, arguments)
     try:
         with recorded(state_folder(), flow, said, out, wait) as record:
@@ -126,6 +138,7 @@ def plan(
     price_per_hour: Annotated[
         float | None, typer.Option(min=0, help="Of a machine that runs one worker.")
     ] = None,
+    limit: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Say what a run would compute, why, and what that takes: bytes, seconds, room, N*.
@@ -133,11 +146,12 @@ def plan(
     Nothing is computed or written; with --probe each teacher that is to answer is loaded once and
     answers a few batches. Exit code 1 when what is to be written does not fit the disk.
     """
-    from stillroom.workflows.running import plan_workflow
+    from stillroom.workflows.running import limit_of, plan_workflow
 
     count = len(os.sched_getaffinity(0)) if workers is None else max(workers, 1)
     options = {"probe": probe, "workers": count, "price_per_hour": price_per_hour}
-    if not plan_workflow(flow, arguments_of(context, config, sets), out, options, as_json):
+    arguments = arguments_of(context, config, sets)
+    if not plan_workflow(flow, arguments, out, options, as_json, limit_of(limit)):
         raise typer.Exit(FAILED)
 
 
@@ -250,11 +264,11 @@ def main() -> None:
     except Exception as error:
         from stillroom.pipeline.execute import WorkflowError
         from stillroom.pipeline.runner import RunnerError
-        from stillroom.storage.errors import StillroomError
+        from stillroom.storage.errors import MissingPackageError, StillroomError
         from stillroom.workflows.flows import SettingsError
 
         if not isinstance(error, StillroomError | RunnerError | WorkflowError):
             raise
         print(f"stillroom: {error}", file=sys.stderr)
-        wrong = isinstance(error, SettingsError | WorkflowError)
+        wrong = isinstance(error, SettingsError | WorkflowError | MissingPackageError)
         sys.exit(WRONG if wrong else FAILED)

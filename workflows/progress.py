@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stillroom.pipeline.events import WorkerLost, WorkersAwaited
-from stillroom.pipeline.execute import StepFinished, StepStarted
+from stillroom.pipeline.execute import StepFinished, StepFound, StepStarted
 from stillroom.stages.events import (
     BooksMade,
     RowsAwaited,
@@ -16,6 +16,7 @@ from stillroom.stages.events import (
     RowsTaught,
     SnapshotTaken,
     StudentFailed,
+    StudentStopped,
     StudentTrained,
     TeachFinished,
     TeachStarted,
@@ -55,6 +56,7 @@ class Progress:
     def _says(self) -> dict[type, Callable[[Any], None]]:
         return {
             StepStarted: self._step_started,
+            StepFound: self._step_found,
             StepFinished: self._step_finished,
             TeachStarted: self._teach_started,
             BooksMade: self._books_made,
@@ -68,6 +70,7 @@ class Progress:
             TrainStarted: self._train_started,
             StudentTrained: self._student_trained,
             StudentFailed: self._student_failed,
+            StudentStopped: self._student_stopped,
         }
 
     def close(self) -> None:
@@ -104,6 +107,9 @@ class Progress:
     def _step_started(self, event: StepStarted) -> None:
         if event.why:
             self._line(f"{event.step}: {event.why}")
+
+    def _step_found(self, event: StepFound) -> None:
+        self._line(f"  {event.why}")
 
     def _step_finished(self, event: StepFinished) -> None:
         if event.fresh:
@@ -164,6 +170,10 @@ class Progress:
     def _student_failed(self, event: StudentFailed) -> None:
         self._done += 1
         self._line(f"  {self._done} of {self._total}: {event.why}")
+
+    def _student_stopped(self, event: StudentStopped) -> None:
+        said = f"stopped after epoch {event.epoch} at {event.value:.4f}"
+        self._line(f"  {event.name}, seed {event.seed}: {said}")
 
     def _student_trained(self, event: StudentTrained) -> None:
         self._done += 1

@@ -20,7 +20,10 @@ from stillroom.pipeline.stopping import Stopped, stopping
 from stillroom.stages.listeners.all_of import all_of
 from stillroom.stages.listeners.json_lines import JsonLines
 from stillroom.stages.listeners.tensor_board import TensorBoard
+from stillroom.storage.errors import SettingsError
+from stillroom.storage.files import limited
 from stillroom.workflows.flows import open_flow
+from stillroom.workflows.spelling import bytes_of
 
 if TYPE_CHECKING:
     from stillroom.workflows.progress import Progress
@@ -42,6 +45,8 @@ class Running:
     """What else the RayRunner is told of its workers, by its fields."""
     listen: Callable[[Any], None] | None = None
     """One more listener of events."""
+    limit: int | None = None
+    """Bytes that the folder for outputs may hold; None: what the disk has."""
     within: Callable[[Path], AbstractContextManager[Any]] = nullcontext
     """Is entered with the folder for outputs before anything of it is read, and left at the end."""
 
@@ -64,14 +69,15 @@ def run_workflow(flow: str, arguments: list[str], how: Running) -> None:
     steps = open_flow(flow, arguments)
     folder = how.out or default_folder(flow)
     progress = Progress(Console(stderr=how.as_json, quiet=how.as_json))
-    with how.within(folder), ExitStack() as ends, stopping() as stop:
+    with how.within(folder), limited(folder, how.limit), ExitStack() as ends, stopping() as stop:
         ends.callback(progress.close)
         listen = _listeners(progress, how, ends)
         given = {"workers": how.workers, "address": how.address, **how.pool}
         ray = RayRunner(**given, stop=stop, listen=listen)
         runner = LocalRunner(stop) if how.workers == 0 else ends.enter_context(ray)
         try:
-            results = execute(steps, Run(folder, runner, listen, stop=stop))
+            named = flow_name(flow)
+            results = execute(steps, Run(folder, runner, listen, flow=named, stop=stop))
         except KeyboardInterrupt as end:
             raise InterruptedRunError(_stored(progress, isinstance(end, Stopped))) from end
     seconds = time.perf_counter() - started
@@ -122,14 +128,20 @@ def _named(results: Mapping[str, Result], key: str) -> list[str]:
 
 
 def plan_workflow(
-    flow: str, arguments: list[str], out: Path | None, options: Mapping[str, Any], as_json: bool
+    flow: str,
+    arguments: list[str],
+    out: Path | None,
+    options: Mapping[str, Any],
+    as_json: bool,
+    limit: int | None = None,
 ) -> bool:
     """Print for each step whether it would run, why, and what that takes; whether all of it can.
 
-    `options` go to the steps' previews.
+    `options` go to the steps' previews; `limit`: bytes that the folder for outputs may hold.
     """
-    steps = open_flow(flow, arguments)
-    planned = list(plan_steps(steps, Run(out or default_folder(flow), options=options)))
+    steps, folder = open_flow(flow, arguments), out or default_folder(flow)
+    with limited(folder, limit):
+        planned = list(plan_steps(steps, Run(folder, options=options, flow=flow_name(flow))))
     if as_json:
         each = ({"step": p.step, "runs": bool(p.why), **asdict(p)} for p in planned)
         print(json.dumps(list(each), indent=2))
@@ -147,6 +159,20 @@ def _plan_lines(planned: Sequence[StepPlan]) -> Iterator[str]:
             yield f"{'':<{width}}  cannot run: {p.refused}"
     if not any(p.why for p in planned):
         yield "nothing to do: everything is fresh"
+
+
+def flow_name(flow: str) -> str:
+    """What steps note of their workflow: its file's whole path, or the name of a bundled one."""
+    return str(Path(flow).resolve()) if flow.endswith(".py") else flow
+
+
+def limit_of(text: str | None) -> int | None:
+    """Bytes of what `--limit` was told; SettingsError when it is no size."""
+    if text is None:
+        return None
+    if (size := bytes_of(text)) is None:
+        raise SettingsError(f"--limit {text}: expected a size such as 500MB, 20GB or 1.5TB")
+    return size
 
 
 def default_folder(flow: str) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillroom.pipeline import Run, Step
+from stillroom.pipeline import Run, Step, Stopped, execute, execute_step
 from stillroom.pipeline.execute import StepFinished, StepStarted, WorkflowError, ordered
 from stillroom.storage.code import code_digest
 from stillroom.storage.identity import digest
@@ -356,3 +356,23 @@ def test_lists_and_tuples_are_the_same_setting(watch: Watch) -> None:
     watch.execute(Step("one", count, {"names": ("a", "b")}))
     watch.execute(Step("one", count, {"names": ["a", "b"]}))
     assert watch.fresh == ["one"]
+
+
+def test_a_step_alone_reads_what_its_needs_left(tmp_path: Path) -> None:
+    """As a scheduler calls them, each by itself; together they do what one `execute` does."""
+    first = Step("first", number, {"value": 3})
+    last = Step("last", parity, needs=(first,))
+    events: list[Any] = []
+    run = Run(tmp_path, listen=events.append)
+    with pytest.raises(
+        WorkflowError, match=r"step 'first' never ran in .*; run the workflow first"
+    ):
+        execute_step(last, run)
+    assert not events
+    assert [execute_step(first, run), execute_step(last, run)] == [{"value": 3}, {"odd": 1}]
+    assert execute([last], run) == {"first": {"value": 3}, "last": {"odd": 1}}
+    ended = [(e.step, e.fresh) for e in events if isinstance(e, StepFinished)]
+    assert ended == [("first", False), ("last", False), ("first", True), ("last", True)]
+    run.stop.ask()
+    with pytest.raises(Stopped):
+        execute_step(first, run)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stillroom.pipeline import LocalRunner
-from stillroom.stages import Fit, Student, recipes, term
-from stillroom.stages.evaluating import Evaluation
+from stillroom.stages import ArrayRows, Fit, ModuleTeacher, Student, recipes, term
+from stillroom.stages.evaluating import Evaluation, classification
+from stillroom.stages.events import RowsTaught, StudentTrained
 from stillroom.stages.proving.detection import (
     average_precision,
     candidates,
     detector,
 )
 from stillroom.stages.recipe import Recipe
-from stillroom.stages.rounds import train_rounds
+from stillroom.stages.rounds import RoundsPlan, plan_rounds, train_rounds
 from stillroom.stages.teachers.weights import load_state
 from tests.stages.detection_builders import averages, small_rows, untrained
 
@@ -112,3 +115,61 @@ def nothing(scores: Tensor) -> Tensor:
 def test_rounds_are_counted_from_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'arm': rounds are counted from 1, asked for 0"):
         gone(tmp_path, 0)
+
+
+def net(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 2))
+
+
+WIDTHS = (6, 4, 2)
+
+
+def smaller(number: int) -> Student:
+    learns = recipes.find("labels") if number == 1 else recipes.find("kd", alpha=0.5)
+    build = partial(net, WIDTHS[number - 1])
+    return Student("down", build, learns, inputs=("x",), fit=Fit(epochs=1), seed=number)
+
+
+def larger(number: int, weights: Path | None) -> list[ModuleTeacher]:
+    if number == 1:
+        return []
+    before = partial(net, WIDTHS[number - 2])
+    return [ModuleTeacher("before", before, weights=weights, inputs=("x",))]
+
+
+def few(number: int, weights: Path | None) -> ArrayRows:
+    x = np.random.default_rng(0).standard_normal((40, 2)).astype("float32")
+    return ArrayRows([f"row-{i}" for i in range(40)], x=x, label=(x[:, 0] > 0).astype("int64"))
+
+
+def test_a_plan_says_where_rounds_go_on_and_assistants_are_smaller(tmp_path: Path) -> None:
+    """The student may be another in every round; each is planned from what the one before left."""
+    keys = few(0, None).keys.to_pylist()
+    given: dict[str, Any] = {
+        "rows": few,
+        "teachers": larger,
+        "splits": {"train": keys[:30], "test": keys[30:]},
+        "evaluation": Evaluation("test", classification),
+        "folder": tmp_path / "rounds",
+        "goes_on": False,
+    }
+    assert plan_rounds(smaller, 3, **given) == RoundsPlan(0, "round 1: down-1 has no record")
+    heard: list[Any] = []
+    runs: dict[str, Any] = {"runner": LocalRunner(), "listen": heard.append}
+    first, second = train_rounds(smaller, 2, **given, **runs)
+    assert [e.rows for e in heard if isinstance(e, RowsTaught)] == [40]
+    assert [e.name for e in heard if isinstance(e, StudentTrained)] == ["down-1", "down-2"]
+    assert first.snapshot is None
+    shapes = [load_state(r.record.weights)["0.weight"].shape for r in (first, second)]
+    assert [tuple(shape) for shape in shapes] == [(6, 2), (4, 2)]
+    assert plan_rounds(smaller, 2, **given) == RoundsPlan(2, "")
+    more = plan_rounds(smaller, 3, **given)
+    assert (more.fresh, more.why[:18]) == (2, "round 3: before: 4")
+    (second.record.folder / "record.json").unlink()
+    assert plan_rounds(smaller, 3, **given) == RoundsPlan(1, "round 2: down-2 has no record")
+    heard.clear()
+    again = train_rounds(smaller, 2, **given, **runs)[1]
+    assert not [e for e in heard if isinstance(e, RowsTaught)]
+    assert again.record.folder == second.record.folder
+    with pytest.raises(ValueError, match="rounds are counted from 1, asked for 0"):
+        plan_rounds(smaller, 0, **given)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.workflows.conftest import Inside
+from tests.workflows.schedules.builders import until
 
 PAGE = (Path(__file__).parents[2] / "docs" / "workflows.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL)
@@ -77,3 +80,48 @@ def test_the_sweep_trains_new_students_alone(inside: Inside) -> None:
     assert sorted(Path("out/sweep/cache/segments").iterdir()) == segments
     names = {path.name.rpartition("-")[0] for path in Path("out/sweep/students").iterdir()}
     assert "kd-temperature4-alpha0p5-0" in names
+
+
+@pytest.mark.slow  # as above
+def test_the_sweep_that_stops_losers_trains_the_others_and_then_nothing(inside: Inside) -> None:
+    pytest.importorskip("optuna")
+    stops = block("python", "from stillroom.stages import halve")
+    Path("sweep.py").write_text(block("python", '"""sweep.py') + "\n\n" + stops)
+    flow = ("sweep.py", "--workers", "0", "--seeds", "2", "--json")
+    done = inside("run", *flow)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["results"]["choice"]["students"] == 2  # of eight, a factor of 3
+    made = sorted(Path("out/sweep/students").glob("*/*.json"))
+    assert [path.name for path in made].count("stopped.json") == 6
+    planned = json.loads(inside("plan", "sweep.py", "--seeds", "2", "--json").out)
+    assert [step["why"] for step in planned] == ["", "", ""]
+    assert inside("run", *flow).code == 0
+    assert sorted(Path("out/sweep/students").glob("*/*.json")) == made
+
+
+@pytest.mark.slow  # as above
+def test_rounds_go_on_in_the_round_that_was_killed(inside: Inside) -> None:
+    """Earlier rounds' students and caches stay as they were, under their names."""
+    Path("generations.py").write_text(block("python", '"""generations.py'))
+    three = ("generations.py", *("--widths", "16") * 3, "--epochs", "60")
+    command = [str(Path(sys.executable).with_name("stillroom")), "run", *three, "--workers", "0"]
+    out = Path("out/generations")
+    with open("printed", "w") as printed:
+        process = subprocess.Popen(command, stdout=printed, stderr=printed)
+        until(lambda: list(out.glob("students/born-2-*/record.json")), 240)
+        process.kill()
+        process.wait()
+    assert not list(out.glob("students/born-3-*/record.json"))
+    kept = {f: f.stat().st_mtime_ns for f in out.rglob("*born-[12]*/**/*") if f.is_file()}
+    kept = {file: at for file, at in kept.items() if "leases" not in file.parts}
+    assert {file.parts[2] for file in kept} == {"students", "born-2.cache"}
+    planned = json.loads(inside("plan", *three, "--json").out)
+    assert planned[0]["why"] == ""
+    done = inside("run", *three, "--workers", "0", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["results"]["round-3"]["student"].startswith("students/born-3-3-")
+    assert kept == {file: file.stat().st_mtime_ns for file in kept}
+    four = ("generations.py", *("--widths", "16") * 3, "--widths", "4", "--epochs", "60")
+    whys = [step["why"] for step in json.loads(inside("plan", *four, "--json").out)]
+    assert whys[:3] == ["", "", ""]
+    assert whys[3].startswith("round 4: before: 400 rows: ")

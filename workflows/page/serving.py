@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from stillroom.storage.errors import BusyError, SettingsError
+from stillroom.storage.errors import BusyError, MissingPackageError, SettingsError
 from stillroom.workflows.page.door import chosen_token
 from stillroom.workflows.schedules.state import State
 
@@ -88,14 +88,14 @@ def shown(state: State, address: Address) -> Iterator[str]:
     """Show the page of a state while the block runs; its URL, with the token when one was made.
 
     From this machine alone no token is asked for, unless STILLROOM_TOKEN is set; from elsewhere always.
-    ImportError without the extra `page`; BusyError and SettingsError as `listening` raises them.
+    MissingPackageError without the extra `page`; BusyError and SettingsError as `listening` raises them.
     """
     try:
         import uvicorn
 
         from stillroom.workflows.page.app import application
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"the page needs Starlette and uvicorn ({error}): pip install 'stillroom[page]'"
         ) from error
     token = chosen_token(address.loopback)

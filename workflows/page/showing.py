@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from stillroom.storage.errors import MissingPackageError
 from stillroom.workflows.page.curves import sparkline
 from stillroom.workflows.schedules.ledger import Run
 from stillroom.workflows.schedules.showing import when
@@ -17,12 +18,12 @@ HERE = Path(__file__).parent
 
 
 def templates() -> Any:
-    """A Jinja environment over this folder; ImportError names the extra."""
+    """A Jinja environment over this folder; MissingPackageError names the extra."""
     try:
         import jinja2
         from markupsafe import Markup
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"the page needs Jinja ({error}): pip install 'stillroom[page]'"
         ) from error
     environment = jinja2.Environment(

@@ -220,6 +220,10 @@ def serve(
         bool, typer.Option("--page", help="Show a page of it on this machine, port 8321.")
     ] = False,
     page_at: PageAt = None,
+    clock: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="To rehearse: go by the instant that this file says."),
+    ] = None,
 ) -> None:
     """Be the scheduler: run what is due, until Ctrl-C or SIGTERM.
 
@@ -227,7 +231,7 @@ def serve(
     codes: 0 ended as asked, 1 another one serves this state, 130 stopped at once.
     """
     from stillroom.pipeline.stopping import stopping
-    from stillroom.workflows.schedules.serving import Scheduler
+    from stillroom.workflows.schedules.serving import Scheduler, clock_of
     from stillroom.workflows.schedules.state import State
 
     where = database or os.environ.get(DATABASE_VARIABLE) or ""
@@ -237,7 +241,8 @@ def serve(
         if with_page or page_at is not None:
             _log(f"page: {ends.enter_context(_shown(there, page_at))}")
         stop = ends.enter_context(stopping())
-        scheduler = Scheduler(there, at_once, where, say=_log)
+        time_of_day = time.time if clock is None else clock_of(clock)
+        scheduler = Scheduler(there, at_once, where, clock=time_of_day, say=_log)
         _log(f"serving {len(there.schedules())} schedules of {there.folder}, process {os.getpid()}")
         try:
             scheduler.serve(stop)
@@ -277,18 +282,26 @@ def _log(text: str) -> None:
 def list_runs(
     flow: Annotated[str | None, typer.Option(help="Of this workflow only.")] = None,
     schedule: Annotated[str | None, typer.Option(help="Of this schedule only.")] = None,
-    last: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 20,
+    last: Annotated[
+        int | None, typer.Option(min=1, help="How many, the newest first; 20, all with --since.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Of the last 7d (12h, 2w), or since a date: 2026-12-01.")
+    ] = None,
     steps: Annotated[bool, typer.Option("--steps", help="With each step and why it ran.")] = False,
     state: StateFolder = None,
     as_json: Json = False,
 ) -> None:
     """The ledger: when, why, how long, what was taught and spared, where the report is."""
     from stillroom.workflows.schedules.ledger import runs
+    from stillroom.workflows.schedules.schedule import since_of
     from stillroom.workflows.schedules.showing import print_runs
     from stillroom.workflows.schedules.state import State
 
     there = State(state_folder(state))
-    found = runs(there, flow=flow, schedule=schedule, last=last)
+    begin = None if since is None else since_of(since, time.time())
+    last = last if last is not None or since is not None else 20
+    found = runs(there, flow=flow, schedule=schedule, last=last, since=begin)
     if as_json:
         _print([run.to_json() for run in found])
     else:

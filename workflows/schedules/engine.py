@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from stillroom.storage.errors import MissingPackageError
 from stillroom.workflows.schedules.schedule import ScheduleError
 
 VERSION = "1"
@@ -60,12 +61,12 @@ class Engine:
     def __init__(self, database: str, work: Work, *, at_once: int, poll_s: float = 1.0) -> None:
         """Start it, and take up what an earlier process left. `database`: a SQLAlchemy URL.
 
-        ImportError without DBOS; ScheduleError when the database cannot be used.
+        MissingPackageError without DBOS; ScheduleError when the database cannot be used.
         """
         try:
             import dbos
         except ImportError as error:
-            raise ImportError(
+            raise MissingPackageError(
                 "the scheduler is built on the package dbos, which is not installed: "
                 "pip install 'stillroom[schedule]'"
             ) from error

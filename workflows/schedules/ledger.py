@@ -27,7 +27,7 @@ class StepRun:
 
     step: str
     why: str
-    """Why it ran; empty when it was fresh, or looked by itself for what was stale."""
+    """Why it ran, or what it found to do; empty when it was fresh."""
     fresh: bool | None
     """Whether nothing had to be computed; None when it did not end."""
     seconds: float | None
@@ -114,13 +114,17 @@ def runs(
     schedule: str | None = None,
     last: int | None = 20,
     number: int | None = None,
+    since: float | None = None,
 ) -> list[Run]:
-    """The last runs, newest first; of one workflow, one schedule, or the one of that number."""
+    """The last runs, newest first; of one workflow, one schedule, or the one of that number; asked for
+    since that point in time (unix seconds)."""
     if not state.path.exists():
         return []
     wanted = {"flow": flow, "schedule": schedule, "number": number}
-    given = {name: value for name, value in wanted.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
     where = " AND ".join(f"{name} = ?" for name in given) or "1"
+    if since is not None:
+        where, given = f"{where} AND asked >= ?", {**given, "since": since}
     with state.connected(write=False) as connection:
         rows = connection.execute(
             f"SELECT * FROM runs WHERE {where} ORDER BY number DESC LIMIT ?",

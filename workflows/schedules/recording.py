@@ -13,24 +13,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stillroom.pipeline.execute import StepFinished, StepStarted, WorkflowError
+from stillroom.pipeline.execute import StepFinished, StepFound, StepStarted, WorkflowError
 from stillroom.pipeline.runner import RunnerError
-from stillroom.stages.events import RowsTaught
-from stillroom.storage.errors import BusyError, StillroomError
+from stillroom.stages.events import CacheChosen, RowsTaught, TeachStarted, TrainStarted
+from stillroom.storage.errors import BusyError, MissingPackageError, StillroomError
 from stillroom.storage.lease import Holder, held
 from stillroom.storage.place import Place
 from stillroom.storage.process import this_process
 from stillroom.workflows.flows import SettingsError
-from stillroom.workflows.running import InterruptedRunError, default_folder
+from stillroom.workflows.running import InterruptedRunError, default_folder, flow_name
 from stillroom.workflows.schedules.ledger import DONE, FAILED, INTERRUPTED, RUNNING, WAITING
 from stillroom.workflows.schedules.state import State
+from stillroom.workflows.writers import require_meaning
 
 CLAIM = "STILLROOM_RUN"
 """Environment variable by which a scheduler tells a run its number in the ledger."""
 TAKEN = 75
 """Exit code of a scheduled run that another process has begun already (EX_TEMPFAIL of sysexits)."""
+_STEP = (
+    "INSERT INTO steps (step, why, fresh, seconds, folder, position, run) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET why = excluded.why, "
+    "fresh = excluded.fresh, seconds = excluded.seconds"
+)
 _WAIT_S = 366 * 86_400.0
-_SAVE_EVERY_S = 1.0
+_SAVE_EVERY_S, _SAVE_SHARE = 1.0, 20.0
+"""Rows are noted that often at least, and not so often that it takes more than a twentieth of the time."""
 _ERROR_CHARACTERS = 4000
 
 
@@ -41,47 +48,66 @@ class Recording:
     state: State | None
     """None when nothing can be recorded; the run goes on all the same."""
     number: int = 0
+    flow: str = ""
+    """The workflow, as steps note it."""
     scheduled: str = ""
     """The schedule that asked for it; empty by hand."""
     wait_s: float = 0.0
     folder: Path = field(default_factory=Path)
     rows: int = 0
     report: str | None = None
+    _waiting: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
     _position: int = 0
     _open: tuple[str, str] | None = None
-    _saved: float = 0.0
+    _save_from: float = 0.0
 
     def __call__(self, event: Any) -> None:
         """Take one event; those that the ledger does not keep are ignored."""
+        if isinstance(event, CacheChosen) and self.state is not None and self.flow:
+            require_meaning(self.state.folder, self.flow, event)
         if isinstance(event, RowsTaught):
             self.rows += event.rows
-            if time.monotonic() - self._saved > _SAVE_EVERY_S:
-                self._saved = time.monotonic()
+            if (begun := time.monotonic()) >= self._save_from:
                 self._write("UPDATE runs SET rows_taught = ? WHERE number = ?", self.rows)
+                ended = time.monotonic()
+                self._save_from = ended + min(_SAVE_SHARE * (ended - begun), _SAVE_EVERY_S)
         elif isinstance(event, StepStarted):
             self._open = (event.step, event.why)
             self._step(event.step, event.why, None, None)
+        elif (found := found_words(event)) and self._open:
+            # Steps that look by themselves learn why they run only once they do.
+            step, why = self._open
+            self._open = (step, f"{why}; {found}" if why else found)
+            self._step(*self._open, None, None)
         elif isinstance(event, StepFinished):
-            why = self._open[1] if self._open and self._open[0] == event.step else ""
-            self._step(event.step, why, event.fresh, event.seconds)
+            begun = self._open is not None and self._open[0] == event.step
+            why = self._open[1] if self._open and begun else ""
+            self._step(event.step, why, event.fresh, event.seconds, soon=not begun)
             self._position, self._open = self._position + 1, None
             if event.result.get("report"):
                 self.report = str(self.folder / str(event.result["report"]))
 
-    def _step(self, step: str, why: str, fresh: bool | None, seconds: float | None) -> None:
-        self._write(
-            "INSERT INTO steps (step, why, fresh, seconds, folder, position, run) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET fresh = excluded.fresh, "
-            "seconds = excluded.seconds",
-            *(step, why, fresh, seconds, str(self.folder), self._position),
-        )
+    def _step(
+        self, step: str, why: str, fresh: bool | None, seconds: float | None, soon: bool = False
+    ) -> None:
+        """Note a step; `soon`: with whatever is noted next, as each note waits for the disk."""
+        values = (step, why, fresh, seconds, str(self.folder), self._position)
+        if soon:
+            self._waiting.append((_STEP, (*values, self.number)))
+        else:
+            self._write(_STEP, *values)
 
     def _write(self, statement: str, *values: Any) -> None:
-        """One statement whose last value is the run's number; a ledger that fails ends no run."""
+        """One statement whose last value is the run's number, after what waits; a ledger that fails
+        ends no run."""
         if self.state is None:
             return
+        every = [*self._waiting, (statement, (*values, self.number))]
+        self._waiting.clear()
         try:
-            self.state.write(statement, (*values, self.number))
+            with self.state.connected() as connection:
+                for each, given in every:
+                    connection.execute(each, given)
         except Exception as error:
             _warn(error)
             self.state = None
@@ -116,7 +142,7 @@ def recorded(
     """
     folder = Path(out or default_folder(flow)).absolute()
     claim = os.environ.pop(CLAIM, "")  # not for what this run starts itself
-    recording = Recording(State(place), folder=folder, wait_s=wait_s)
+    recording = Recording(State(place), flow=flow_name(flow), folder=folder, wait_s=wait_s)
     if claim.isdecimal():
         _claim(recording, int(claim))
     else:
@@ -218,7 +244,20 @@ def exit_code(error: BaseException | None) -> int:
         return 130
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    return 2 if isinstance(error, SettingsError | WorkflowError) else 1
+    wrong = isinstance(error, SettingsError | WorkflowError | MissingPackageError)
+    return 2 if wrong else 1
+
+
+def found_words(event: Any) -> str:
+    """What a step said that it found to do, in words; empty for other events."""
+    if isinstance(event, StepFound):
+        return event.why
+    if isinstance(event, TeachStarted):
+        kept = f", {event.resumed:,} rows kept of a run that was cut off" if event.resumed else ""
+        return f"{event.teacher}: {event.why}{kept}"
+    if isinstance(event, TrainStarted) and event.students:
+        return f"{event.students:,} of {event.students + event.fresh:,} students without a record"
+    return ""
 
 
 def _said(error: BaseException | None) -> str | None:

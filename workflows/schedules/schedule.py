@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -193,6 +194,18 @@ def seconds_of(text: str, flag: str) -> float:
     if not 1 <= seconds <= 366 * 86_400:
         raise ScheduleError(f"{flag} {text}: expected at least 1s and at most 366d")
     return seconds
+
+
+def since_of(text: str, now: float) -> float:
+    """The point in time that `7d` (before now) or a date means, in unix seconds; a date without a zone
+    is by this machine's clock. ScheduleError for anything else."""
+    with suppress(ValueError):
+        return datetime.fromisoformat(text).timestamp()
+    with suppress(ScheduleError):
+        return now - seconds_of(text, "--since")
+    raise ScheduleError(
+        f"--since {text}: expected a distance such as 7d or 12h, or a date such as 2026-12-01"
+    )
 
 
 def words_of_seconds(seconds: float) -> str:

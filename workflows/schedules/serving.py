@@ -6,9 +6,10 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from stillroom.pipeline.stopping import Stop
@@ -18,6 +19,7 @@ from stillroom.workflows.schedules.attempt import LOST, Attempts
 from stillroom.workflows.schedules.engine import Engine, Next, Task, Work
 from stillroom.workflows.schedules.ledger import FAILED, runs
 from stillroom.workflows.schedules.looking import look
+from stillroom.workflows.schedules.schedule import ScheduleError
 from stillroom.workflows.schedules.state import Kept, State
 from stillroom.workflows.schedules.telling import tell
 from stillroom.workflows.schedules.ticks import COUNTED, missed, next_tick
@@ -52,7 +54,8 @@ class Scheduler:
     def serve(self, stop: Stop) -> None:
         """Fire what is due until an end is asked for; then let runs finish what they have in hand.
 
-        BusyError when another scheduler serves this state, ImportError without the extra `schedule`.
+        BusyError when another scheduler serves this state, MissingPackageError without the extra
+        `schedule`.
         A KeyboardInterrupt while runs finish ends them at once.
         """
         attempts = Attempts(self.state)
@@ -230,6 +233,31 @@ def alone(state: State) -> Iterator[Lease]:
                 "state of its own with --state"
             ) from error
         yield lease
+
+
+def clock_of(file: Path) -> Callable[[], float]:
+    """A clock that goes by the instant in a file, such as 2026-12-01T02:00:00+01:00; without an offset
+    it is UTC. While the file cannot be read it stands still; ScheduleError when it says no instant at
+    the start."""
+
+    def said() -> float:
+        moment = datetime.fromisoformat(file.read_text().strip())
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+    try:
+        now = said()
+    except (OSError, ValueError) as error:
+        raise ScheduleError(
+            f"--clock {file}: expected a file with an instant such as 2026-12-01T02:00:00+01:00 ({error})"
+        ) from error
+
+    def clock() -> float:
+        nonlocal now
+        with suppress(OSError, ValueError):  # it may be written just now
+            now = said()
+        return now
+
+    return clock
 
 
 def serving(state: State) -> str:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from stillroom.workflows.schedules.ledger import FAILED, INTERRUPTED, Coming, Run, ticks_ahead
+from stillroom.workflows.schedules.ledger import (
+    FAILED,
+    INTERRUPTED,
+    STATES,
+    Coming,
+    Run,
+    ticks_ahead,
+)
 from stillroom.workflows.schedules.state import Kept, State
 from stillroom.workflows.spelling import NONE, duration, whole
 
@@ -82,9 +90,19 @@ def print_runs(found: Sequence[Run], steps: bool, state: State) -> None:
             print("\n".join(run_lines(run)))
         if run.state in (FAILED, INTERRUPTED) and run.error:
             print(f"run {run.number}: {run.error.strip().splitlines()[-1]}")
+    if len(found) > 1:
+        print(total_line(found))
     reports = {run.report: run.number for run in reversed(found) if run.report}
     for report, number in reports.items():
         print(f"report of run {number}: {report}")
+
+
+def total_line(found: Sequence[Run]) -> str:
+    """How many runs ended how, what they taught, and what they spared, in all."""
+    states = Counter(run.state for run in found)
+    ends = ", ".join(f"{states[name]} {name}" for name in STATES if states[name])
+    rows, saved = sum(r.rows_taught for r in found), sum(r.saved_s or 0.0 for r in found)
+    return f"{whole(len(found))} runs: {ends}; {whole(rows)} rows taught, {duration(saved)} saved"
 
 
 def run_lines(run: Run) -> list[str]:
@@ -131,5 +149,6 @@ def _print(table: Any) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    # A file or a pipe has no width; rich would take that of an old terminal.
-    console.print(table, width=None if console.is_terminal else _PIPE_WIDTH)
+    if not console.is_terminal:  # a file or a pipe has no width; rich would take an old terminal's
+        console = Console(highlight=False, width=_PIPE_WIDTH)
+    console.print(table)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from stillroom.storage.errors import StillroomError
+from stillroom.storage.errors import MissingPackageError, StillroomError
 from stillroom.workflows.schedules.schedule import Trigger
 
 _AROUND = timedelta(hours=3)
@@ -80,7 +80,7 @@ def _walls(cron: str, start: datetime) -> Iterator[datetime]:
     try:
         from croniter import croniter
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "cron lines are read by the package croniter, which is not installed: "
             "pip install 'stillroom[schedule]'"
         ) from error

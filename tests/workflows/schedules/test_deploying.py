@@ -1,13 +1,16 @@
-"""The files for other schedulers: what they must say, and commands that this command line takes."""
+"""The files for other schedulers: valid by their schemas, and commands that this command line takes."""
 
 from __future__ import annotations
 
 import configparser
+import copy
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 from typer.main import get_command
@@ -15,6 +18,7 @@ from typer.main import get_command
 from stillroom.workflows.cli import app
 from stillroom.workflows.schedules.schedule import cron_trigger
 from stillroom.workflows.schedules.ticks import next_tick
+from tests.workflows.schedules.kuberay import RAY_JOB, pod_templates
 
 DEPLOY = Path(__file__).parents[3] / "docs" / "deploy"
 
@@ -39,6 +43,71 @@ def at(value: Any, path: str) -> Any:
         assert part in value, path
         value = value[part]
     return value
+
+
+KUBERNETES = ("1.30", "1.37")
+
+
+def must_be_valid(manifest: dict[str, Any], version: str) -> None:
+    """By the schemas of that Kubernetes, unknown fields refused, and of KubeRay for its RayJob."""
+    if manifest["kind"] != "RayJob":
+        kubernetes_validate.validate(manifest, version, strict=True)
+        return
+    jsonschema.Draft202012Validator(RAY_JOB).validate(manifest)
+    for template in pod_templates(manifest):
+        kubernetes_validate.validate(template, version, strict=True)
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("name", ["rayjob.yaml", "cronjob.yaml", "scheduler.yaml"])
+def test_manifests_are_valid_by_their_schemas(name: str, version: str) -> None:
+    found = manifests(name)
+    assert found
+    for manifest in found:
+        must_be_valid(manifest, version)
+
+
+JOB, CLUSTER = "rayjob.yaml", ("spec", "rayClusterSpec")
+HEAD = (*CLUSTER, "headGroupSpec")
+WORKERS = (*CLUSTER, "workerGroupSpecs", 0)
+CONTAINER = ("spec", "template", "spec", "containers", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value"),
+    [
+        (JOB, ("spec", "submissionMode"), "JobMode"),
+        (JOB, ("spec", "entryPoint"), "stillroom run flow.py"),
+        (JOB, ("spec", "backoffLimit"), "2"),
+        (JOB, ("spec", "shutdownAfterJobFinishes"), False),  # with a time to live
+        (JOB, (*CLUSTER, "workerGroupSpec"), []),
+        (JOB, (*CLUSTER, "rayVersion"), 2.6),
+        (JOB, (*HEAD, "rayStartParams", "num-cpus"), 0),
+        (JOB, (*HEAD, "template", "spec", "container"), []),
+        (JOB, (*HEAD, *CONTAINER[1:], "env", 0, "value"), 1),
+        (JOB, (*WORKERS, "maxReplicas"), "8"),
+        (JOB, (*WORKERS, "minReplicas"), -1),
+        (JOB, (*WORKERS, *CONTAINER[1:], "resources", "limit"), {"cpu": "8"}),
+        (JOB, (*WORKERS, *CONTAINER[1:], "volumeMounts"), [{"name": "work"}]),
+        ("cronjob.yaml", ("spec", "timezone"), "UTC"),
+        ("cronjob.yaml", ("spec", "schedule"), 2),
+        ("cronjob.yaml", ("spec", "jobTemplate", "spec", "template", "restartPolicy"), "Never"),
+        ("scheduler.yaml", ("spec", "replicas"), "1"),
+        ("scheduler.yaml", ("spec", "selector", "matchLabel"), {"app": "stillroom"}),
+        ("scheduler.yaml", (*CONTAINER, "arguments"), ["serve"]),
+    ],
+)
+def test_what_a_cluster_would_refuse_is_not_valid(
+    name: str, path: tuple[str | int, ...], value: Any
+) -> None:
+    manifest: Any = copy.deepcopy(manifests(name)[0])  # aliases in the file are one object
+    at_it = manifest
+    for part in path[:-1]:
+        at_it[part] = copy.deepcopy(at_it[part])
+        at_it = at_it[part]
+    at_it[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        must_be_valid(manifest, KUBERNETES[-1])
 
 
 def test_a_rayjob_runs_the_workflow_on_its_own_cluster() -> None:

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,18 +25,18 @@ YEARLY = Trigger("every", seconds=366 * 86_400.0)
 
 
 @pytest.fixture
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """An empty database of a server on loopback; its URL."""
     found = [str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
     found += [path for path in [shutil.which("initdb")] if path is not None]
     if not found:
         pytest.skip("Postgres is not installed")
-    programs, folder = Path(found[0]).parent, tmp_path_factory.mktemp("postgres")
+    programs = Path(found[0]).parent
+    # Not below pytest's own folder: every pytest that starts closes that to other users.
+    folder = Path(tempfile.mkdtemp(prefix="stillroom-postgres-"))
     as_user: list[str] = []
     if os.getuid() == 0:  # the server refuses to run as root
         shutil.chown(folder, "postgres")
-        for above in (folder.parent, folder.parent.parent):
-            above.chmod(0o755)
         as_user = ["runuser", "-u", "postgres", "--"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -54,6 +55,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"postgresql://postgres@127.0.0.1:{port}/stillroom"
     finally:
         call("pg_ctl", "-D", data, "-m", "immediate", "stop")
+        shutil.rmtree(folder)
 
 
 def test_runs_on_postgres(tmp_path: Path, postgres: str) -> None:
