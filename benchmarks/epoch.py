@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.bare_epoch import BareFitting
+from benchmarks.bare_epoch import BareFitting, bare_images, bare_tokens
 from benchmarks.measuring import Line, Section, Timing, interleaved
 from stillroom.pipeline.runner import LocalRunner
 from stillroom.stages import recipes
@@ -19,15 +19,19 @@ from stillroom.stages.data.rows import ArrayRows
 from stillroom.stages.fit import Fit
 from stillroom.stages.fitting import Fitting
 from stillroom.stages.loading import Loader
+from stillroom.stages.objectives.sparse import buckets, stored_buckets
+from stillroom.stages.recipe import Recipe
 from stillroom.stages.student import Student
 from stillroom.stages.teachers.function import FunctionTeacher
 from stillroom.stages.teaching import teach
-from stillroom.storage import Cache, Reader
+from stillroom.stages.term import term
+from stillroom.storage import Cache, Ragged, Reader
 from stillroom.workflows.digits_models import CNN_FEATURE, MLP_FEATURE, cnn, mlp
 
 FEATURES = 2048
 """float16: 4 kB a row."""
 GOAL = 1.03
+TOKENS, TOP, CLASSES = 512, 50, 1_000
 STUDENTS = {"cnn4": (partial(cnn, 4), CNN_FEATURE), "mlp32": (partial(mlp, 32), MLP_FEATURE)}
 RECIPES = {
     "logits": recipes.find("kd", alpha=1.0),
@@ -41,7 +45,7 @@ def said(logits: NDArray[Any], feature: NDArray[Any]) -> dict[str, NDArray[Any]]
 
 
 def measure(work: Path, quick: bool) -> Section:
-    """Two students, two recipes."""
+    """Two students and two recipes over rows of one shape; one over rows of tokens."""
     rows, rounds = (4_000, 2) if quick else (10_000, 7)
     fit = Fit(epochs=rounds + 1)
     section = Section(
@@ -73,8 +77,9 @@ def measure(work: Path, quick: bool) -> Section:
             student = Student(name, build, recipe, layers=layers, fit=fit)
             reader = Reader(cache.snapshot(), recipe.reads)
             loader = Loader(data, data.keys, ("image",), reader, batch_size=fit.batch_size)
-            bare = BareFitting(student, feature, torch.from_numpy(image), ready)
+            bare = bare_images(student, feature, torch.from_numpy(image), ready)
             _compare(section, f"{name}, {recipe_name}", Fitting(student, loader), bare, rounds)
+    _ragged(section, work, *((48, 1) if quick else (256, 5)))
     section.notes.append(
         "The smaller the student, the more of a step is what surrounds it. Decoding is part of it: "
         "the plain loop's teacher tensors are float32 already and take twice the memory that the "
@@ -99,3 +104,67 @@ def _compare(section: Section, what: str, ours: Fitting, bare: BareFitting, roun
     )
     assert losses["ours"] == losses["bare"], (what, losses)
     section.lines.append(Line(what, "tensors in memory", times["ours"], times["bare"], GOAL))
+
+
+PARTS = ("indices", "values", "tail")
+
+
+def top_losses(
+    logits: torch.Tensor,
+    indices: torch.Tensor,
+    values: torch.Tensor,
+    tail: torch.Tensor,
+    length: torch.Tensor,
+) -> torch.Tensor:
+    """(n,): the mean over a row's tokens of the divergence on the teacher's top classes and the rest."""
+    wanted = stored_buckets(logits, indices, values, tail)
+    each = (wanted.exp() * (wanted - buckets(logits, indices))).sum(-1)
+    there = torch.arange(each.shape[1]) < length[:, None]
+    return (each * there).sum(-1) / length
+
+
+def said_of_tokens(number: NDArray[np.int64]) -> dict[str, Ragged]:
+    """Logits for up to 512 tokens a row, at least 256."""
+    rows = []
+    for each in number:
+        draw = np.random.default_rng(int(each))
+        length = int(draw.integers(TOKENS // 2, TOKENS + 1))
+        rows.append(draw.standard_normal((length, CLASSES), np.float32) * 3)
+    return {"logits": Ragged.of(rows)}
+
+
+def reader_of_tokens() -> torch.nn.Module:
+    """Tokens (n, 512) -> logits (n, 512, classes), each from its own token alone."""
+    return torch.nn.Sequential(torch.nn.Embedding(CLASSES, 32), torch.nn.Linear(32, CLASSES))
+
+
+def _ragged(section: Section, work: Path, rows: int, rounds: int) -> None:
+    names = tuple(f"teacher.logits.{part}" for part in (*PARTS, "length"))
+    recipe = Recipe("top", (term(top_losses, "student.logits", *names),))
+    fit = Fit(epochs=rounds + 1, batch_size=8)
+    student = Student("tokens", reader_of_tokens, recipe, inputs=("token",), fit=fit)
+    teacher = FunctionTeacher(
+        *("said", said_of_tokens, ("number",), ("logits",), {"logits": f"topk({TOP})"})
+    )
+    snapshot = teach(
+        Cache.at(work / "tokens.cache"),
+        ArrayRows(np.arange(rows), number=np.arange(rows)),
+        teacher,
+        runner=LocalRunner(),
+        batch_size=8,
+        shard_rows=max(rows // 2, 1),
+    )
+    token = np.random.default_rng(1).integers(0, CLASSES, (rows, TOKENS))
+    data = ArrayRows(np.arange(rows), token=token)
+    reader = Reader(snapshot, recipe.reads)
+    loader = Loader(
+        data, data.keys, ("token",), reader, batch_size=fit.batch_size, parts=recipe.parts
+    )
+    whole = loader.batch(np.arange(rows))
+    padded = {part: whole[f"teacher.logits.{part}"].clone() for part in PARTS}
+    length = whole["teacher.logits.length"].clone()
+    bare = bare_tokens(student, torch.from_numpy(token), padded, length, top_losses)
+    what = f"{rows} rows of {TOKENS // 2} to {TOKENS} tokens, top {TOP} of {CLASSES:,} classes"
+    _compare(
+        section, f"{what}, batches of {fit.batch_size}", Fitting(student, loader), bare, rounds
+    )

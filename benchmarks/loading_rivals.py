@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.util import find_spec
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +22,55 @@ Batches = Iterable[dict[str, torch.Tensor]]
 Epoch = Callable[[], Batches]
 
 
-def loaders(folder: Path, arrays: Arrays, batch_size: int) -> Iterator[tuple[str, Epoch | None]]:
-    """Each rival's name and what gives an epoch; None where it is not installed."""
+@dataclass(frozen=True)
+class Stored:
+    """One way to the rows."""
+
+    open: Callable[[], Epoch]
+    """Opens what is stored; nothing of it is held before."""
+    folder: Path | None = None
+    """Where its files lie; None: its rows are in memory."""
+
+
+CHUNK_BYTES = 1 << 24
+"""Of LitData and MosaicML Streaming, so that each holds some chunks; both shuffle within a few."""
+
+
+def loaders(folder: Path, arrays: Arrays, batch_size: int) -> Iterator[tuple[str, Stored | str]]:
+    """Each rival's name and how it is opened; in words why not where it cannot be imported."""
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    folder.mkdir(parents=True)
-    yield "tensors in memory, tensor[index]", _indexed(tensors, batch_size)
-    yield "DataLoader, whole batches of tensors in memory", _batched(tensors, batch_size)
-    yield "DataLoader(TensorDataset, shuffle=True)", _plain(tensors, batch_size)
-    known = find_spec("datasets") is not None
-    yield "HF datasets, whole batches", _datasets(folder, arrays, batch_size) if known else None
-    known = find_spec("webdataset") is not None
-    yield "WebDataset, buffer of 1,000", _webdataset(folder, arrays, batch_size) if known else None
+    in_memory = {
+        "tensors in memory, tensor[index]": _indexed,
+        "DataLoader, whole batches of tensors in memory": _batched,
+        "DataLoader(TensorDataset, shuffle=True)": _plain,
+    }
+    for title, made in in_memory.items():
+        yield title, Stored(partial(made, tensors, batch_size))
+    on_disk = {
+        "HF datasets, whole batches": ("datasets", _datasets),
+        "WebDataset, buffer of 1,000": ("webdataset", _webdataset),
+        "LitData": ("litdata", _litdata),
+        "MosaicML Streaming": ("streaming", _streaming),
+    }
+    for title, (package, written) in on_disk.items():
+        if missing := _not_importable(package):
+            yield title, missing
+        else:
+            place = folder / package
+            place.mkdir(parents=True)
+            yield title, Stored(written(place, arrays, batch_size), place)
+
+
+def _not_importable(package: str) -> str:
+    """Why a package cannot be imported; empty where it can."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(package)
+    except ImportError as error:
+        absent = getattr(error, "name", None) == package
+        return "not installed" if absent else f"cannot be imported: {error}"
+    return ""
 
 
 def _widened(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -80,7 +121,7 @@ def _plain(tensors: Mapping[str, torch.Tensor], batch_size: int) -> Epoch:
     return epoch
 
 
-def _datasets(folder: Path, arrays: Arrays, batch_size: int) -> Epoch:
+def _datasets(folder: Path, arrays: Arrays, batch_size: int) -> Callable[[], Epoch]:
     import datasets
 
     datasets.disable_progress_bars()
@@ -88,12 +129,16 @@ def _datasets(folder: Path, arrays: Arrays, batch_size: int) -> Epoch:
         name: pa.FixedSizeListArray.from_arrays(pa.array(a.reshape(-1)), a.shape[1])
         for name, a in arrays.items()
     }
-    datasets.Dataset(pa.table(columns)).save_to_disk(str(folder / "datasets"))
-    stored = datasets.load_from_disk(str(folder / "datasets")).with_format("torch")
-    return _by_batch(_Whole(lambda at: _widened(stored[at]), len(stored)), batch_size)
+    datasets.Dataset(pa.table(columns)).save_to_disk(str(folder))
+
+    def opened() -> Epoch:
+        stored = datasets.load_from_disk(str(folder)).with_format("torch")
+        return _by_batch(_Whole(lambda at: _widened(stored[at]), len(stored)), batch_size)
+
+    return opened
 
 
-def _webdataset(folder: Path, arrays: Arrays, batch_size: int) -> Epoch:
+def _webdataset(folder: Path, arrays: Arrays, batch_size: int) -> Callable[[], Epoch]:
     import webdataset
 
     rows = len(next(iter(arrays.values())))
@@ -110,4 +155,51 @@ def _webdataset(folder: Path, arrays: Arrays, batch_size: int) -> Epoch:
             stacked = (torch.from_numpy(np.asarray(column)) for column in batch)
             yield _widened(dict(zip(arrays, stacked, strict=True)))
 
-    return epoch
+    return lambda: epoch
+
+
+def _litdata(folder: Path, arrays: Arrays, batch_size: int) -> Callable[[], Epoch]:
+    from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming.cache import Cache
+
+    writer = Cache(str(folder), chunk_bytes=CHUNK_BYTES)
+    for row in range(len(next(iter(arrays.values())))):
+        writer[row] = {name: torch.from_numpy(array[row]) for name, array in arrays.items()}
+    writer.done()
+    writer.merge()
+
+    def opened() -> Epoch:
+        loader: Any = StreamingDataLoader(
+            StreamingDataset(str(folder), shuffle=True), batch_size=batch_size
+        )
+        return lambda: _unwarned(loader)
+
+    return opened
+
+
+def _streaming(folder: Path, arrays: Arrays, batch_size: int) -> Callable[[], Epoch]:
+    from streaming import MDSWriter, StreamingDataset
+
+    columns = {name: f"ndarray:float16:{array.shape[1]}" for name, array in arrays.items()}
+    written = folder / "mds"
+    with MDSWriter(out=str(written), columns=columns, size_limit=CHUNK_BYTES) as writer:
+        for row in range(len(next(iter(arrays.values())))):
+            writer.write({name: array[row] for name, array in arrays.items()})
+
+    def opened() -> Epoch:
+        from streaming.base.util import clean_stale_shared_memory
+
+        clean_stale_shared_memory()  # it refuses a second data set over the same files
+        dataset = StreamingDataset(local=str(written), shuffle=True, batch_size=batch_size)
+        loader: Any = DataLoader(dataset, batch_size=batch_size)
+
+        return lambda: _unwarned(loader)
+
+    return opened
+
+
+def _unwarned(loader: Any) -> Batches:
+    """What these two give cannot be written to, which torch warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield from map(_widened, loader)

@@ -109,7 +109,7 @@ def interleaved(ways: Mapping[str, Way], rounds: int, warm: bool = True) -> dict
     names = list(ways)
     found: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + warm):
-        turn = number % len(names)
+        turn = number % max(len(names), 1)
         for name in names[turn:] + names[:turn]:
             gc.collect()
             seconds = ways[name]()

@@ -31,12 +31,17 @@ NAMES = (
     "teaching",
     "epoch",
     "loading",
+    "online",
     "rerun",
     "encodings",
     "care",
     "planning",
     "deriving",
+    "packing",
     "scaling",
+    "students",
+    "flat",
+    "workflows",
 )
 WORK = ROOT / "benchmarks" / ".work"
 
