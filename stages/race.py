@@ -15,7 +15,7 @@ from stillroom.stages.rungs import Rungs, halving_pruner, spelled
 from stillroom.stages.student import Record, Student
 from stillroom.stages.student_work import StudentTask
 from stillroom.storage.errors import GARBLED, RowsError, StillroomError, listed, nearest
-from stillroom.storage.files import finite, read_json
+from stillroom.storage.files import nan_as_none, read_json
 from stillroom.storage.keys import KeyList, as_keys
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Race:
             "fit_seconds": self._known[number].seconds,
             "curve": _until(self._known[number].curve, epoch),
         }
-        found: dict[str, Any] = finite(stop)
+        found: dict[str, Any] = nan_as_none(stop)
         return found
 
 

@@ -13,7 +13,7 @@ import torch
 from stillroom.stages.fitting import Fitting
 from stillroom.stages.student_run import StudentRun
 from stillroom.stages.student_work import StudentTask
-from stillroom.storage.files import finite, write_atomic, write_json
+from stillroom.storage.files import nan_as_none, write_atomic, write_json
 
 
 def store_student(task: StudentTask, run: StudentRun, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def store_student(task: StudentTask, run: StudentRun, more: Mapping[str, Any]) -
         **more,
     }
     # A metric may be no number (the F1 of a class that no row has): that costs no training.
-    said: dict[str, Any] = finite(record)
+    said: dict[str, Any] = nan_as_none(record)
     write_json(task.folder / "record.json", said)
     run.finish()
     return said

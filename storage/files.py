@@ -183,12 +183,12 @@ def json_bytes(value: Any) -> bytes:
     return (text + "\n").encode()
 
 
-def finite(value: Any) -> Any:
+def nan_as_none(value: Any) -> Any:
     """A JSON value with None for NaN and infinity, which JSON has not."""
     if isinstance(value, Mapping):
-        return {name: finite(each) for name, each in value.items()}
+        return {name: nan_as_none(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
+        return [nan_as_none(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
