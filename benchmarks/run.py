@@ -1,6 +1,6 @@
 """Run the benchmarks and write results.md.
 
-    python benchmarks/run.py                    everything, below ten minutes on two cores
+    python benchmarks/run.py                    everything, about half an hour on two cores
     python benchmarks/run.py gather epoch       only these; the page then holds only these
     python benchmarks/run.py --quick            small sizes and few rounds: only to see that it runs
 

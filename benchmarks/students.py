@@ -56,12 +56,12 @@ def nothing(tensors: Any) -> dict[str, Any]:
 
 def measure(work: Path, quick: bool) -> Section:
     """Every kind of student in every way of training sixteen of them."""
-    rows, epochs, rounds = (1_000, 1, 1) if quick else (10_000, 4, 3)
+    rows, epochs, rounds = (1_000, 1, 1) if quick else (5_000, 1, 3)
     cores = len(os.sched_getaffinity(0))
     section = Section(
         "Sixteen students from one cache",
         f"{COUNT} seeds of one student with one order of batches (`Student(order=0)`), {rows:,} rows in "
-        f"batches of 100, {epochs} epochs, one thread a process, nothing evaluated. Against is {COUNT} "
+        f"batches of 100, {epochs} epoch, one thread a process, nothing evaluated. Against is {COUNT} "
         f"times the arithmetic of one student, divided by the {cores} cores where the way uses "
         "Ray: a plain loop over batches that lie in memory, so no gather and no process to start. Ways "
         "on Ray have their workers running and torch imported.",
