@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lessons import Lesson, MissingPackageError, package_file
+from lessons import Lesson, package_file
 from numpy.typing import NDArray
 
 from stillroom.stages.data.rows import ArrayRows
 from stillroom.stages.teachers.function import FunctionTeacher
+from stillroom.storage.errors import MissingPackageError
 from stillroom.storage.ragged import Ragged
 
 SIDE, STEP, MOST = 96, 4, 3

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lessons import Class, Lesson, Line, MissingPackageError, held_out, lesson_steps, shuffled
+from lessons import Class, Lesson, Line, held_out, lesson_steps, shuffled
 from sentences_data import BUCKETS, hashed
 from sentences_teacher import model_folder
 
@@ -30,6 +30,7 @@ from stillroom.stages.student import Student
 from stillroom.stages.teachers.huggingface.encoder import EncoderTeacher
 from stillroom.stages.teachers.huggingface.texts import Texts
 from stillroom.stages.term import term
+from stillroom.storage.errors import MissingPackageError
 from stillroom.storage.keys import as_keys
 from stillroom.storage.reader import Reader
 

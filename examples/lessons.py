@@ -24,7 +24,7 @@ from stillroom.stages.teachers.teacher import Teacher
 from stillroom.stages.teaching import teach
 from stillroom.stages.training import plan_train, train
 from stillroom.storage.cache import Cache
-from stillroom.storage.errors import StillroomError
+from stillroom.storage.errors import MissingPackageError
 from stillroom.storage.files import write_atomic
 from stillroom.storage.reader import Reader
 from stillroom.workflows.intervals import interval
@@ -33,10 +33,6 @@ from stillroom.workflows.plan_words import plan_options, preview_of
 Line = Mapping[str, Sequence[float]]
 """The values of each metric, one for each seed."""
 Keyed = TypeVar("Keyed")
-
-
-class MissingPackageError(StillroomError, ImportError):
-    """What an example reads is not installed; the message says how to install it."""
 
 
 @dataclass(frozen=True)

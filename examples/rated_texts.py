@@ -20,8 +20,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from lessons import MissingPackageError, shuffled
+from lessons import shuffled
 from numpy.typing import NDArray
+
+from stillroom.storage.errors import MissingPackageError
 
 INSIDE = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
 KINDS = {

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.stages.data.rows import ArrayRows
-from stillroom.storage.errors import StillroomError
+from stillroom.storage.errors import MissingPackageError
 from stillroom.storage.files import read_json
 
 PACKAGES = ("stdlib", "numpy", "torch", "ray", "dask", "zarr", "pydantic", "pyarrow")
@@ -31,10 +31,6 @@ BUCKETS, IDS, WORDS = 2**14, 96, 48
 _LEFT_OUT = {"site-packages", "dist-packages", "tests", "test", "testing", "idlelib", "lib2to3"}
 _LEFT_OUT |= {"_vendor", "thirdparty_files"}
 _DEFINED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-
-
-class MissingPackageError(StillroomError, ImportError):
-    """A package whose docstrings are asked for is not installed."""
 
 
 def version(package: str) -> str:

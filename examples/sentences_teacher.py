@@ -10,9 +10,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentences_data import MissingPackageError
-
 from stillroom.stages.teachers.module import ModuleTeacher
+from stillroom.storage.errors import MissingPackageError
 from stillroom.storage.files import read_json
 
 if TYPE_CHECKING:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lessons import Lesson, MissingPackageError, held_out, package_file, shuffled
+from lessons import Lesson, held_out, package_file, shuffled
 from numpy.typing import NDArray
 
 from stillroom.stages.data.rows import ArrayRows
 from stillroom.stages.teachers.module import ModuleTeacher
+from stillroom.storage.errors import MissingPackageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

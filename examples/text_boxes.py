@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lessons import Class, Lesson, Line, MissingPackageError, lesson_steps, package_file
+from lessons import Class, Lesson, Line, lesson_steps, package_file
 from numpy.typing import NDArray
 
 from stillroom.pipeline.step import Step
@@ -27,6 +27,7 @@ from stillroom.stages.recipe import Recipe
 from stillroom.stages.student import Student
 from stillroom.stages.teachers.onnx import OnnxTeacher
 from stillroom.stages.term import term
+from stillroom.storage.errors import MissingPackageError
 from stillroom.storage.keys import as_keys
 from stillroom.storage.reader import Reader
 

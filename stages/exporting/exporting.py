@@ -77,8 +77,9 @@ def export_student(
     kept head reads a teacher, `tables` where the answer does.
 
     ExportError names what cannot be exported: a definition that is not the one that was trained, weights
-    of another architecture, NaN, a module that cannot be traced, a form that answers otherwise. What
-    one form cannot do leaves the others written, and `student.json` names those alone.
+    of another architecture, NaN, a module that cannot be traced, a form that answers otherwise;
+    MissingPackageError, before anything is written, what ONNX lacks. What one form cannot do leaves the
+    others written, and `student.json` names those alone.
     """
     import torch
 
@@ -217,6 +218,10 @@ def _require_formats(formats: Sequence[str]) -> None:
     for form in formats:
         if form not in FILES:
             raise ExportError(f"no form {form!r}; {nearest(form, FILES)}")
+    if "onnx" in formats:
+        from stillroom.stages.exporting.forms import require_onnx
+
+        require_onnx()
 
 
 def _columns(rows: Rows, keys: Any, names: Sequence[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from stillroom.stages.exporting.comparing import Arrays, Form, as_array
 from stillroom.stages.exporting.decomposed import decompositions
 from stillroom.stages.exporting.described import ExportError
 from stillroom.stages.exporting.whole import Whole
+from stillroom.storage.errors import MissingPackageError
 
 TRACED = 3
 """Rows that are shown while tracing: their number stands for any."""
@@ -76,15 +77,19 @@ def open_program(place: Path) -> Form:
     return run
 
 
+def require_onnx() -> None:
+    """MissingPackageError names what ONNX needs and is not installed."""
+    if missing := [n for n in ("onnx", "onnxscript", "onnxruntime") if find_spec(n) is None]:
+        raise MissingPackageError(
+            f"ONNX needs {', '.join(missing)}, not installed here: pip install 'stillroom[export]'"
+        )
+
+
 def save_onnx(program: Any, columns: Sequence[str], outputs: Sequence[str], place: Path) -> int:
     """As ONNX, inputs named as columns and outputs as the student's; returns its operator set.
 
-    ExportError names what is not installed, and what ONNX has no operator for.
+    ExportError names what ONNX has no operator for.
     """
-    if missing := [n for n in ("onnx", "onnxscript", "onnxruntime") if find_spec(n) is None]:
-        raise ExportError(
-            f"ONNX needs {', '.join(missing)}, not installed here: pip install 'stillroom[export]'"
-        )
     with _quiet():
         try:
             made = torch.onnx.export(

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from stillroom.stages import ExportError, Fit, export_student, load_student
 from stillroom.stages.exporting.described import import_path, spelled
 from stillroom.storage import FormatError, Snapshot
+from stillroom.storage.errors import MissingPackageError
 from tests.stages.builders import SPLITS, data, network, pupil, student, taught, trained
 from tests.stages.export_builders import (
     FUSED,
@@ -218,3 +219,14 @@ def test_an_architecture_is_spelled_as_one_would_write_it() -> None:
     path = import_path(partial(partial(pupil, 7), normed=True))
     assert path["arguments"] == [7]
     assert spelled(path) == "tests.stages.builders.pupil(7, normed=True)"
+
+
+def test_a_missing_package_is_said_before_anything_is_written(
+    tmp_path: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = student()
+    (record,) = trained(tmp_path / "s", [learner], snapshot)
+    monkeypatch.setattr("stillroom.stages.exporting.forms.find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"onnxruntime.*'stillroom\[export\]'"):
+        exported(record, learner, tmp_path / "out", formats=("onnx",))
+    assert not (tmp_path / "out").exists()
