@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.storage.errors import UnknownRowError, listed, nearest
 from stillroom.storage.identity import digest
+from stillroom.workflows.printing import console
 from stillroom.workflows.spelling import NONE, amount, whole
 
 if TYPE_CHECKING:
@@ -41,31 +42,29 @@ def print_identities(described: Mapping[str, Any], teacher: str | None) -> None:
 
 def print_cache(described: Mapping[str, Any], teacher: str | None = None) -> None:
     """Everything that a person asks of a cache first."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    out = console()
     teachers = chosen_teachers(described, teacher)
     counts = [
         _count(len(described[what]), what[:-1]) for what in ("teachers", "segments", "snapshots")
     ]
-    console.print(f"{described['path']}: {', '.join(counts)}, {amount(described['bytes'])}")
+    out.print(f"{described['path']}: {', '.join(counts)}, {amount(described['bytes'])}")
     for one in teachers:
-        console.print()
-        console.print(f"[bold]teacher {one['name']}[/bold]")
-        console.print(_identities(one["identities"]))
-        console.print()
-        console.print(_signals(one["name"], one["identities"][-1]["digest"], described["segments"]))
+        out.print()
+        out.print(f"[bold]teacher {one['name']}[/bold]")
+        out.print(_identities(one["identities"]))
+        out.print()
+        out.print(_signals(one["name"], one["identities"][-1]["digest"], described["segments"]))
     for draft in described["unfinished"]:
         done = f"{draft['shards_finished']:,} of {draft['shards']:,} shards"
-        console.print(f"{draft['name']}: not finished, {done}; teach again to go on")
+        out.print(f"{draft['name']}: not finished, {done}; teach again to go on")
     if described.get("derived"):
-        console.print()
-        console.print(_derived(described["derived"]))
-    console.print()
+        out.print()
+        out.print(_derived(described["derived"]))
+    out.print()
     if len(described["snapshots"]) > _SNAPSHOTS:
         older = len(described["snapshots"]) - _SNAPSHOTS
-        console.print(f"{_count(older, 'older snapshot')}: --json has all")
-    console.print(_snapshots(described["snapshots"][-_SNAPSHOTS:]))
+        out.print(f"{_count(older, 'older snapshot')}: --json has all")
+    out.print(_snapshots(described["snapshots"][-_SNAPSHOTS:]))
 
 
 def _identities(identities: Sequence[Mapping[str, Any]]) -> Table:

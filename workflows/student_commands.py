@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from stillroom.workflows.printing import console
+
 
 def students(
     folder: Annotated[Path, typer.Argument(help="A run's folder, or any with trained students.")],
@@ -66,7 +68,6 @@ def students(
 
 
 def _print_table(lines: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     metrics = list(dict.fromkeys(m for line in lines for m in line["metrics"]))
@@ -78,7 +79,7 @@ def _print_table(lines: Sequence[Mapping[str, Any]]) -> None:
         counts = (f"{line['parameters']:,}", f"{line['rows']:,}", str(len(line["seeds"])))
         seconds = f"{line['seconds']['mean']:.1f}"
         table.add_row(line["student"], line["recipe"], *counts, *values, seconds)
-    Console().print(table)
+    console().print(table)
 
 
 def _spelled(at: Mapping[str, float] | None) -> str:
@@ -104,5 +105,6 @@ def _ledger_lines(costs: Mapping[str, Any]) -> list[str]:
             f"({costs['rows_read']:,} rows)"
         )
     if costs["students"] is not None:
-        said.append(f"N*: the cache is cheaper from {costs['students']} such trainings on")
+        number = costs["students"]
+        said.append(f"N*: the cache is cheaper from {number} such training{'s' * (number > 1)} on")
     return said

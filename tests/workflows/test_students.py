@@ -45,6 +45,12 @@ def test_students_are_listed_with_intervals_over_seeds(run: Path) -> None:
     assert "±" in listed
 
 
+def test_a_table_in_a_pipe_is_as_wide_as_it_must_be(run: Path) -> None:
+    said = asked(run).stdout
+    assert "parameters" in said
+    assert "\N{HORIZONTAL ELLIPSIS}" not in said
+
+
 def test_the_best_weights_are_a_path_to_use(run: Path) -> None:
     records = known.records_below(run)
     for metric, choose in (("accuracy", max), ("-nll", min)):

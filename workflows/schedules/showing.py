@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from stillroom.workflows.printing import console
 from stillroom.workflows.schedules.ledger import (
     FAILED,
     INTERRUPTED,
@@ -19,8 +20,6 @@ from stillroom.workflows.schedules.ledger import (
 )
 from stillroom.workflows.schedules.state import Kept, State
 from stillroom.workflows.spelling import NONE, duration, whole
-
-_PIPE_WIDTH = 200
 
 
 def when(seconds: float | None, zone: str | None = None) -> str:
@@ -64,7 +63,7 @@ def print_schedules(state: State, found: Sequence[Coming], server: str) -> None:
         last = NONE if one.last is None else f"{when(one.last.asked)} {one.last.state}"
         words = [one.when, *([f"cannot look: {one.problem}"] if one.problem else [])]
         _row(table, one.name, " ".join((one.flow, *one.arguments)), "\n".join(words), coming, last)
-    _print(table)
+    console().print(table)
     print(server or "nobody serves: start `stillroom serve`")
 
 
@@ -84,7 +83,7 @@ def print_runs(found: Sequence[Run], steps: bool, state: State) -> None:
             *(table, str(run.number), when(run.started or run.asked), by + tries, run.flow),
             *(duration(run.seconds), taught, saved, ended),
         )
-    _print(table)
+    console().print(table)
     for run in found:
         if steps:
             print("\n".join(run_lines(run)))
@@ -143,12 +142,3 @@ def _row(table: Any, *cells: str) -> None:
     from rich.markup import escape
 
     table.add_row(*map(escape, cells))
-
-
-def _print(table: Any) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file or a pipe has no width; rich would take an old terminal's
-        console = Console(highlight=False, width=_PIPE_WIDTH)
-    console.print(table)
