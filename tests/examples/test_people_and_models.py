@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -15,9 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillroom.storage.files import read_json
+from tests.examples.running import EXAMPLES, run_twice
 
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 TEXTS = EXAMPLES.parent / "build" / "packages" / "vaderSentiment-0.5.zip"
 NEEDS = {
     "ratings": (),
@@ -38,29 +35,6 @@ def example(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         pytest.skip(f"the sdist of vaderSentiment is not at {TEXTS}")
     monkeypatch.syspath_prepend(str(EXAMPLES))
     return importlib.import_module(name)
-
-
-def run(name: str, out: Path, *settings: str) -> str:
-    given = ("--out", str(out), "--workers", "0", "--seeds", "1", *settings)
-    done = subprocess.run(
-        [sys.executable, f"{name}.py", *given],
-        cwd=EXAMPLES,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def run_twice(name: str, out: Path, *settings: str) -> Any:
-    """The lines of the table; the second run must compute nothing and write nothing."""
-    assert "teach, students, table in" in run(name, out, *settings).replace("\n", " ")
-    files = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
-    again = run(name, out, *settings)
-    assert "nothing to do: everything is fresh, no teacher was loaded" in again
-    assert files == {f: f.stat().st_mtime_ns for f in out.rglob("*") if f.is_file()}
-    return read_json(out / "steps" / "table.json")["result"]["lines"]
 
 
 def test_people_teach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

