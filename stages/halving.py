@@ -25,7 +25,7 @@ from stillroom.stages.mapper import Mapper, Placing
 from stillroom.stages.race import STOPPED, Race, require_apart, stop_of
 from stillroom.stages.rungs import require_optuna
 from stillroom.stages.student import Record, Student
-from stillroom.stages.student_work import StudentTask
+from stillroom.stages.student_work import CHECKPOINT, StudentTask
 from stillroom.stages.training import TrainPlan, plan_train, train, train_tasks
 from stillroom.storage.files import read_json, write_json
 from stillroom.storage.keys import KeyList, as_keys
@@ -33,8 +33,6 @@ from stillroom.storage.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
-
-CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)

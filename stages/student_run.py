@@ -11,8 +11,7 @@ from stillroom.stages.evaluating import Evaluation
 from stillroom.stages.fitting import Fitting, TrainingError
 from stillroom.stages.loading import Loader
 from stillroom.stages.student_log import StudentLog
-
-CHECKPOINT = "checkpoint.safetensors"
+from stillroom.stages.student_work import CHECKPOINT
 
 
 class StudentRun:

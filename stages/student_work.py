@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from stillroom.stages.streams import Streams
     from stillroom.stages.student_run import StudentRun
 
+CHECKPOINT = "checkpoint.safetensors"
+"""Where a student's training stands, in its folder until it has a record."""
+
 
 @dataclass(frozen=True)
 class StudentTask:

@@ -21,7 +21,8 @@ from stillroom.stages.fitting import Fitting, TrainingError
 from stillroom.stages.grouping import batches_of
 from stillroom.stages.loading import Loader
 from stillroom.stages.objectives.logits import kl
-from stillroom.stages.student_run import CHECKPOINT, StudentRun
+from stillroom.stages.student_run import StudentRun
+from stillroom.stages.student_work import CHECKPOINT
 from stillroom.storage import Snapshot
 from tests.stages.builders import (
     SPLITS,

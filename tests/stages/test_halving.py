@@ -28,7 +28,7 @@ from stillroom.stages import (
 )
 from stillroom.stages.events import StudentStopped, TrainStarted
 from stillroom.stages.fitting import TrainingError
-from stillroom.stages.student_run import CHECKPOINT
+from stillroom.stages.student_work import CHECKPOINT
 from stillroom.storage import Snapshot
 from stillroom.storage.errors import RowsError
 from stillroom.workflows import students as known

@@ -24,7 +24,7 @@ from stillroom.stages.checkpoint import load_checkpoint, save_checkpoint
 from stillroom.stages.events import StudentFailed
 from stillroom.stages.fitting import Fitting, TrainingError
 from stillroom.stages.objectives.logits import kl
-from stillroom.stages.student_run import CHECKPOINT
+from stillroom.stages.student_work import CHECKPOINT
 from stillroom.storage import Snapshot
 from stillroom.workflows.students import summary
 from tests.stages.builders import SPLITS, Heard, data, network, pupil, student, taught, trained
